@@ -1,0 +1,61 @@
+"""Blockwright fits a transformer to a budget, block by block, and proves the result.
+
+    import blockwright
+
+    result = blockwright.fit("path/to/model", budget=4.3, out="fitted")
+
+Importing it loads no torch.  From then on ``transformers`` can load fitted folders.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from blockwright import _transformers_hook
+
+if TYPE_CHECKING:
+    from blockwright.api import evaluate_model as evaluate_model
+    from blockwright.api import generate_text as generate_text
+    from blockwright.api import inspect_model as inspect_model
+    from blockwright.fitting import fit as fit
+    from blockwright.fitting import price as price
+    from blockwright.types import Budget as Budget
+    from blockwright.types import FitResult as FitResult
+    from blockwright.types import Plan as Plan
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    **dict.fromkeys(("fit", "price"), "blockwright.fitting"),
+    **dict.fromkeys(("evaluate_model", "inspect_model", "generate_text"), "blockwright.api"),
+    **dict.fromkeys(("Budget", "FitResult", "Plan"), "blockwright.types"),
+}
+
+__all__ = [
+    "Budget",
+    "FitResult",
+    "Plan",
+    "__version__",
+    "evaluate_model",
+    "fit",
+    "generate_text",
+    "inspect_model",
+    "price",
+]
+
+
+if not TYPE_CHECKING:  # a type checker takes the imports above, and sees misspelt names
+
+    def __getattr__(name: str) -> Any:
+        """The public names, imported when first used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'blockwright' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+_transformers_hook.install()

@@ -1,0 +1,163 @@
+"""What one can do with a model beside fitting it: measure it, look into it, run it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockwright.anatomy import build_skeleton
+from blockwright.checkpoint import Checkpoint, resolve_model
+from blockwright.errors import ModelError, TextError
+from blockwright.evaluate import FinalHidden, measure, measure_speed, run_to_file
+from blockwright.pipeline.presets import HELDOUT_TOKENS, LONGEST_SEQUENCE
+from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, open_fitted
+from blockwright.progress import Progress, SilentProgress
+from blockwright.stream import Inputs
+from blockwright.texts import load_tokenizer, read_documents, tokenize
+from blockwright.types import SiteKind
+
+
+def evaluate_model(
+    model: str,
+    *,
+    eval_text: Path,
+    against: str | None = None,
+    eval_tokens: int | None = None,
+    sequence_length: int | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quality on a text (against an original, if named), bytes, speed and memory.
+
+    Perplexity, KL divergence and agreement are computed in fp32, block by block from disk; speed
+    is that of a fresh process that loads the folder in its stored dtype.
+    """
+    set_threads(threads)
+    progress = progress or SilentProgress()
+    folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
+    stream = open_fitted(folder, trust_remote_code, device)
+    if stream.skeleton.task == "vision":
+        raise ModelError(f"{model}: evaluate needs a text model")
+    if stream.skeleton.task != "causal-lm" and against is None:
+        raise ModelError(f"{model} has no language head: name its original with --against")
+    limit = getattr(stream.skeleton.config, "max_position_embeddings", None) or LONGEST_SEQUENCE
+    tokens = tokenize(
+        read_documents(eval_text),
+        load_tokenizer(folder, trust_remote_code=trust_remote_code),
+        min(sequence_length or LONGEST_SEQUENCE, int(limit)),
+        eval_tokens or HELDOUT_TOKENS,
+        seed,
+        at_least=eval_tokens or 1,
+        name=str(eval_text),
+    )
+    inputs = Inputs.of_tokens(tokens.ids)
+    with tempfile.TemporaryDirectory() as scratch, progress.stage("measure quality") as stage:
+        original: FinalHidden | None = None
+        if against is not None:
+            other = resolve_model(against, None, trust_remote_code=trust_remote_code).path
+            other_stream = open_fitted(other, trust_remote_code, device)
+            if other_stream.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
+                raise TextError(f"{against} has another vocabulary than {model}; name its original")
+            original = run_to_file(other_stream, inputs, Path(scratch) / "original.bin")
+        quality = measure(run_to_file(stream, inputs, Path(scratch) / "model.bin"), original)
+        stage.note(tokens.description)
+    with progress.stage("measure speed"):
+        speed = measure_speed(
+            folder,
+            tokens.ids[0, :SPEED_PREFILL_TOKENS],
+            task=stream.skeleton.task,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    return {
+        "model": model,
+        **asdict(quality),
+        "size_bytes": Checkpoint.open(folder).total_file_bytes,
+        **asdict(speed),
+        "sequence_length": tokens.sequence_length,
+    }
+
+
+def inspect_model(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Blocks and sites of a model, and the bytes of stem and head."""
+    folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
+    skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
+    return {
+        "model": model,
+        "model_type": skeleton.config.model_type,
+        "task": skeleton.task,
+        "blocks": skeleton.num_blocks,
+        "block_path": skeleton.block_path,
+        "linear_weights": skeleton.linear_weights,
+        "stem_bytes": skeleton.stem_bytes,
+        "head_bytes": skeleton.head_bytes,
+        "size_bytes": Checkpoint.open(folder).total_file_bytes,
+        "sites": [
+            {
+                "id": site.id,
+                "kind": site.kind.value,
+                "block": site.block,
+                "shape": list(site.shape),
+                "parameters": site.weights,
+            }
+            for site in skeleton.sites
+            if site.kind is not SiteKind.BLOCK or site.weights
+        ],
+    }
+
+
+def generate_text(
+    model: str,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    revision: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Continue a prompt with a KV cache; temperature 0 takes the most likely token."""
+    from transformers import AutoModelForCausalLM
+
+    set_threads(threads)
+    torch.manual_seed(seed)
+    source = resolve_model(model, revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
+    if build_skeleton(source.path, trust_remote_code=trust_remote_code).task != "causal-lm":
+        raise ModelError(f"{model} has no language head: it cannot generate")
+    with (progress or SilentProgress()).stage("load the model"):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype="auto", trust_remote_code=trust_remote_code
+        ).to(device)
+    encoded = tokenizer(prompt, return_tensors="pt").to(device)
+    if encoded["input_ids"].shape[1] == 0:
+        raise TextError("the prompt is empty; give at least one token")
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    output = loaded.generate(
+        input_ids=encoded["input_ids"],
+        attention_mask=encoded["attention_mask"],
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        **(sampling or {"do_sample": False}),
+    )
+    new_tokens = output[0, encoded["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new_tokens, skip_special_tokens=True))
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many threads, by default all that the process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,189 @@
+"""Writes a plan as a model folder: tensor by tensor, under a temporary name until it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockwright.anatomy import Skeleton, pruned_config
+from blockwright.checkpoint import Checkpoint, ParameterSource, ShardWriter, write_json_atomic
+from blockwright.errors import OutputError
+from blockwright.formats import format_from_spec
+from blockwright.types import PackedFormat, Site
+
+StoredTensors = Callable[[Site], Mapping[str, Tensor]]
+"""The packed tensors of a site, by their name in the format."""
+
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+NOT_COPIED = {"config.json", "README.md", "model.safetensors.index.json", "training_args.bin"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a fitted folder will hold, known before anything is written."""
+
+    skeleton: Skeleton
+    specs: Mapping[str, Mapping[str, Any]]
+    """Site id -> format spec, for every packed site."""
+    kept_blocks: Sequence[int]
+    """Blocks that stay, in order."""
+    unused: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)
+    """Checkpoint tensors that no parameter uses (another task's head): copied as they are."""
+
+    @cached_property
+    def packed_sites(self) -> dict[str, list[Site]]:
+        """Parameter -> its packed sites."""
+        found: dict[str, list[Site]] = defaultdict(list)
+        for site in self.skeleton.sites:
+            if site.id in self.specs:
+                found[site.parameter].append(site)
+        return dict(found)
+
+    def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Name -> dtype and shape of everything in the files, in the order of writing."""
+        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        for name in self.parameters():
+            for stored, dtype, shape in self._stored(name):
+                layout[self.renamed(stored)] = (dtype, shape)
+        return layout | dict(self.unused)
+
+    def parameters(self) -> Iterator[str]:
+        """Model parameters that the folder holds: tied ones once, those of dropped blocks not at
+        all.
+        """
+        prefix = self.skeleton.block_path + "."
+        kept = set(self.kept_blocks)
+        tied = set(self.skeleton.model.all_tied_weights_keys)
+        for name in self.skeleton.parameters:
+            inside = name.startswith(prefix)
+            if inside and int(name[len(prefix) :].partition(".")[0]) not in kept:
+                continue
+            if name not in tied:
+                yield name
+
+    def renamed(self, name: str) -> str:
+        """The name with its block counted among the kept ones."""
+        prefix = self.skeleton.block_path + "."
+        if not name.startswith(prefix):
+            return name
+        index, dot, rest = name[len(prefix) :].partition(".")
+        return f"{prefix}{list(self.kept_blocks).index(int(index))}{dot}{rest}"
+
+    def _stored(self, name: str) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+        sites = self.packed_sites.get(name, [])
+        if not any(site.stored_prefix + "weight" == name for site in sites):
+            tensor = self.skeleton.parameters[name]
+            # A replaced parameter leaves an empty tensor of its name: plain loading raises.
+            yield (name, torch.uint8, (0,)) if sites else (name, tensor.dtype, tuple(tensor.shape))
+        for site in sites:
+            for part, tensor in empty_tensors(self.specs[site.id], site).items():
+                yield site.stored_prefix + part, tensor.dtype, tuple(tensor.shape)
+
+
+def empty_tensors(spec: Mapping[str, Any], site: Site) -> dict[str, Tensor]:
+    """The stored tensors of a packed site, on ``meta``."""
+    format = format_from_spec(spec)
+    if not isinstance(format, PackedFormat):
+        raise TypeError(f"{site.id}: {format.name} is not packed")
+    return format.empty(site.shape, bias=False, dtype=torch.bfloat16).stored_tensors()
+
+
+def assemble(
+    layout: Layout,
+    source: ParameterSource,
+    checkpoint: Checkpoint,
+    stored_tensors: StoredTensors,
+    out: Path,
+    extra_files: Mapping[str, str] | None = None,
+) -> int:
+    """Write the folder ``out``; returns the bytes of its safetensors files.
+
+    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text.
+    Raises ``OutputError`` when ``out`` is not empty or cannot be written; nothing half-written
+    stays.
+    """
+    check_free(out)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _copy_small_files(checkpoint.folder, partial)
+        config = folder_config(layout, checkpoint.folder)
+        write_json_atomic(partial / "config.json", config)
+        for name, text in (extra_files or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        size = _write_tensors(layout, source, checkpoint, stored_tensors, partial)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"cannot write {out}: {error.strerror}; give another --out") from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return size
+
+
+def check_free(out: Path) -> None:
+    """Raise ``OutputError`` unless ``out`` is absent or an empty folder."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"output {out} is not empty; give another --out or remove it")
+
+
+def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
+    """``config.json`` of the fitted folder."""
+    config: dict[str, Any] = json.loads((original / "config.json").read_text(encoding="utf-8"))
+    if len(layout.kept_blocks) < layout.skeleton.num_blocks:
+        config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
+    config.pop("quantization_config", None)
+    if layout.specs:
+        sites = {layout.renamed(site): dict(spec) for site, spec in layout.specs.items()}
+        config["quantization_config"] = {
+            "quant_method": "blockwright",
+            "version": 1,
+            "sites": sites,
+        }
+    return config
+
+
+def _write_tensors(
+    layout: Layout,
+    source: ParameterSource,
+    checkpoint: Checkpoint,
+    stored_tensors: StoredTensors,
+    folder: Path,
+) -> int:
+    with ShardWriter(folder, layout.tensors()) as writer:
+        for name in layout.parameters():
+            sites = layout.packed_sites.get(name, [])
+            if not sites:
+                writer.write(layout.renamed(name), source.load([name])[name])
+                continue
+            if not any(site.stored_prefix + "weight" == name for site in sites):
+                writer.write(layout.renamed(name), torch.empty(0, dtype=torch.uint8))
+            for site in sites:
+                tensors = stored_tensors(site)
+                for part in empty_tensors(layout.specs[site.id], site):
+                    writer.write(layout.renamed(site.stored_prefix + part), tensors[part])
+        for name in layout.unused:
+            writer.write(name, checkpoint.read(name))
+        return writer.close()
+
+
+def _copy_small_files(original: Path, target: Path) -> None:
+    for path in sorted(original.iterdir()):
+        if path.is_file() and path.name not in NOT_COPIED and path.suffix not in WEIGHT_FILES:
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,94 @@
+"""``blockwright fit``: a model and a budget in, a smaller folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blockwright.cli import options
+from blockwright.cli.fit_report import print_fit, print_price
+from blockwright.cli.output import print_json, stdout_kept_clean
+from blockwright.progress import stderr_progress
+from blockwright.types import FitRequest, Preset
+
+
+def fit(
+    model: options.Model,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    bits: options.Bits = None,
+    size: options.Size = None,
+    ratio: options.Ratio = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text for the statistics: a file, a folder, or JSONL with a `text` field "
+            "(default: sampled from the model itself, plus the shipped text)."
+        ),
+    ] = None,
+    eval_text: options.EvalText = None,
+    candidates: options.Candidates = None,
+    preset: Annotated[Preset, typer.Option(help="How much time to spend.")] = Preset.BALANCED,
+    library: Annotated[
+        Path | None, typer.Option(help="Folder of built variants, reused by later runs.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Build this plan file instead of solving for a budget.")
+    ] = None,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of calibration text to use.")
+    ] = None,
+    sequence_length: options.SequenceLength = None,
+    eval_tokens: options.EvalTokens = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print memory, disk and minutes, and stop.")
+    ] = False,
+    device: options.Device = "cpu",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit MODEL to a budget (one of --bits, --size, --ratio) and write it to --out.
+
+    Killed at any moment, the same command resumes.
+    """
+    request = FitRequest(
+        model=model,
+        out=out,
+        budget=options.read_fit_budget(bits, size, ratio, plan),
+        preset=preset,
+        candidates=options.read_candidates(candidates),
+        calibration=calibration,
+        eval_text=eval_text,
+        library=library,
+        plan=plan,
+        revision=revision,
+        seed=seed,
+        threads=threads,
+        calibration_tokens=calibration_tokens,
+        sequence_length=sequence_length,
+        eval_tokens=eval_tokens,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    run_fit(request, dry_run=dry_run, as_json=as_json)
+
+
+def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:
+    """Price or fit, and print the result."""
+    with stdout_kept_clean():
+        from blockwright import pipeline
+
+        progress = stderr_progress()
+        price = pipeline.price(request, progress) if dry_run else None
+        result = None if dry_run else pipeline.fit(request, progress)
+    if price is not None:
+        print_price(price, as_json=as_json)
+    elif result is not None and as_json:
+        print_json(result.to_json())
+    elif result is not None:
+        print_fit(result)

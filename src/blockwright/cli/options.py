@@ -1,0 +1,74 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blockwright.errors import BudgetError
+from blockwright.types import Budget, Candidate, parse_size
+
+Model = Annotated[str, typer.Argument(help="A folder of safetensors, or a hub id.")]
+Bits = Annotated[
+    float | None,
+    typer.Option(help="Budget: bits per weight of the block linears, scales included."),
+]
+Size = Annotated[
+    str | None, typer.Option(help='Budget: size of the safetensors files, as bytes or "4GB".')
+]
+Ratio = Annotated[
+    float | None, typer.Option(help="Budget: size as a fraction of the original's size.")
+]
+Candidates = Annotated[
+    str | None,
+    typer.Option(
+        help="What may be chosen, as A,B,...; see `blockwright methods` (default: the preset's)."
+    ),
+]
+EvalText = Annotated[
+    Path | None,
+    typer.Option(
+        help="Held-out text: a file, a folder, or JSONL with a `text` field (default: shipped)."
+    ),
+]
+EvalTokens = Annotated[int | None, typer.Option(min=2, help="Tokens of held-out text to use.")]
+SequenceLength = Annotated[int | None, typer.Option(min=2, help="Tokens per sequence.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model folder brings.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def read_budget(bits: float | None, size: str | None, ratio: float | None) -> Budget:
+    """Exactly one of the three, checked."""
+    size_bytes = None if size is None else parse_size(size)
+    return Budget(bits=bits, size_bytes=size_bytes, ratio=ratio)
+
+
+def read_fit_budget(
+    bits: float | None, size: str | None, ratio: float | None, plan: Path | None
+) -> Budget | None:
+    """A budget, or None where a plan file decides."""
+    if plan is None:
+        return read_budget(bits, size, ratio)
+    if (bits, size, ratio) != (None, None, None):
+        raise BudgetError("--plan decides the size; leave --bits, --size and --ratio out")
+    return None
+
+
+def read_candidates(text: str | None) -> tuple[str, ...]:
+    """Split ``A,B@x=1,y=2,C`` into candidates, checked against the grammar.
+
+    After an ``@``, a comma followed by ``name=`` goes on with the options.
+    """
+    if text is None:
+        return ()
+    parts = re.split(r",(?![a-z_]+=)", text)
+    return tuple(str(Candidate.parse(part)) for part in parts)

@@ -1,0 +1,72 @@
+"""Everything Blockwright raises on purpose.
+
+    BlockwrightError
+    ├── UserError              one clear line on stderr, exit code 2
+    │   ├── ModelError         a folder or architecture that cannot be handled
+    │   ├── CheckpointError    tensors missing, truncated, misshapen, not finite
+    │   ├── CandidateError     a candidate, format, method or option that does not exist
+    │   ├── FormatError        a shape the format cannot take; a newer format version
+    │   ├── BudgetError        a budget no plan can meet
+    │   ├── TextError          text empty, too short, or in two splits
+    │   ├── PlanError          a plan file that is damaged or infeasible
+    │   ├── OutputError        the output folder, disk space, permissions
+    │   └── LibraryError       a damaged or busy library
+    ├── NumericalError         a method failed on one site: the variant becomes unavailable
+    └── StatisticMissingError  a method read a statistic that it did not declare
+
+A ``UserError`` message says what was wrong, where, what was got, what is allowed, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class BlockwrightError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UserError(BlockwrightError):
+    """Bad input or surroundings; the message is one line for the user."""
+
+
+class ModelError(UserError):
+    """A model folder or architecture that cannot be handled."""
+
+
+class CheckpointError(UserError):
+    """Tensors missing, truncated, of another shape, or not finite."""
+
+
+class CandidateError(UserError):
+    """An unknown or malformed candidate, format, method or option."""
+
+
+class FormatError(UserError):
+    """A shape that the format cannot take, or a folder of a newer format version."""
+
+
+class BudgetError(UserError):
+    """A budget that no plan can meet."""
+
+
+class TextError(UserError):
+    """Calibration, selection or held-out text that cannot be used."""
+
+
+class PlanError(UserError):
+    """A plan file that is damaged, foreign or infeasible."""
+
+
+class OutputError(UserError):
+    """The output folder is not empty, not writable, or the disk is full."""
+
+
+class LibraryError(UserError):
+    """The library is damaged or in use."""
+
+
+class NumericalError(BlockwrightError):
+    """A method failed on one site; its variant becomes unavailable with this reason."""
+
+
+class StatisticMissingError(BlockwrightError):
+    """A statistic was read that the method did not declare or that was not gathered."""

@@ -1,0 +1,81 @@
+"""``fit`` and ``price`` with plain arguments, as the command line has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blockwright.progress import Progress, SilentProgress
+from blockwright.types import Budget, FitRequest, FitResult, Preset, Price, parse_size
+
+
+def fit(
+    model: str | Path,
+    *,
+    out: str | Path,
+    budget: Budget | float | str | None = None,
+    plan: str | Path | None = None,
+    preset: Preset | str = Preset.BALANCED,
+    candidates: Sequence[str] = (),
+    calibration: str | Path | None = None,
+    eval_text: str | Path | None = None,
+    library: str | Path | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    calibration_tokens: int | None = None,
+    sequence_length: int | None = None,
+    eval_tokens: int | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Fit a model to a budget, or build an edited plan, and write the folder ``out``.
+
+    ``model`` is a folder or a hub id.  ``budget`` is a number of bits per weight, a size such as
+    ``"4GB"``, or a ``Budget``; leave it out when ``plan`` names a plan file.  The rest is as in
+    ``blockwright fit --help``.  Raises a ``UserError`` of one clear line for bad input; killed at
+    any moment, the same call resumes.
+    """
+    from blockwright import pipeline
+
+    request = FitRequest(
+        model=str(model),
+        out=Path(out),
+        budget=read_budget(budget),
+        preset=Preset(preset),
+        candidates=tuple(candidates),
+        calibration=_path(calibration),
+        eval_text=_path(eval_text),
+        library=_path(library),
+        plan=_path(plan),
+        revision=revision,
+        seed=seed,
+        threads=threads,
+        calibration_tokens=calibration_tokens,
+        sequence_length=sequence_length,
+        eval_tokens=eval_tokens,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    return pipeline.fit(request, progress or SilentProgress())
+
+
+def price(request: FitRequest, *, progress: Progress | None = None) -> Price:
+    """Memory, disk and time that this fit would take, from one probed block."""
+    from blockwright import pipeline
+
+    return pipeline.price(request, progress or SilentProgress())
+
+
+def read_budget(budget: Budget | float | str | None) -> Budget | None:
+    """A number is bits per weight, a text is a size."""
+    if budget is None or isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, str):
+        return Budget(size_bytes=parse_size(budget))
+    return Budget(bits=float(budget))
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -1,0 +1,212 @@
+"""The base of all packed modules: a drop-in for ``nn.Linear`` whose weight is stored in a format.
+
+Two states.  *Portable*: the stored tensors are the module's buffers, machine-independent.
+*Prepared*: what this machine's kernel multiplies has taken their place, and the portable tensors
+are recovered bit for bit whenever they are asked for (``stored_tensors``, ``state_dict``).
+
+Shapes:  O out features, I in features, T tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockwright.errors import FormatError
+from blockwright.types import PackedFormat
+
+
+class FormatLinear(nn.Module, ABC):
+    """Base of packed modules; see ``types.PackedLinear`` for the interface others rely on."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        format: PackedFormat,
+        shape: tuple[int, int],
+        *,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """``dtype``: of the activations; ``bias`` [O] is kept as it is."""
+        super().__init__()
+        self.format = format
+        self.out_features, self.in_features = shape
+        self.dtype = dtype
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        )
+
+    # -- what a format implements
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T without the bias, [..., I] -> [..., O], on the fastest path there is."""
+
+    @abstractmethod
+    def differentiable_weight(self) -> Tensor:
+        """W [O, I] fp32 with gradients to the floating-point tensors it is made of."""
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """W [O, I], fp32."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows [len(index), I] of W in the activations' dtype, for embeddings."""
+
+    @abstractmethod
+    def stored_weight(self) -> dict[str, Tensor]:
+        """The tensors as stored on disk, bias left out, in their stored order."""
+
+    @property
+    @abstractmethod
+    def weight_names(self) -> tuple[str, ...]:
+        """The names of ``stored_weight``."""
+
+    @abstractmethod
+    def prepare(self) -> Self:
+        """Change to this machine's kernel layout, once loaded; harmless when repeated."""
+
+    @abstractmethod
+    def restore(self) -> Self:
+        """Change back to the portable tensors, to train or replace them; harmless when repeated."""
+
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """Name of the path that ``forward`` takes, as far as it is known before ``prepare``."""
+
+    @property
+    @abstractmethod
+    def resident_bytes(self) -> int:
+        """Bytes of the weight's tensors in memory now, bias included."""
+
+    # -- what every format shares
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] -> [..., O]."""
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """The same product with gradients to x, the bias and the floating-point stored tensors."""
+        return self._linear(x, self.differentiable_weight().to(x.dtype))
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The same product, plainly: dequantize, multiply in fp32, round to the dtype of x."""
+        return self._linear(x.float(), self.dequantize()).to(x.dtype)
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names of the stored tensors, bias included where there is one."""
+        return self.weight_names if self.bias is None else (*self.weight_names, "bias")
+
+    def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the stored tensors (no copies); the inverse of ``stored_tensors``.
+
+        Raises ``FormatError`` when a name, a shape or a stored dtype is another.
+        """
+        if set(tensors) != set(self.stored_names):
+            raise FormatError(
+                f"{self.format.name} stores {list(self.stored_names)}, got {list(tensors)}"
+            )
+        self.restore()
+        for name, tensor in tensors.items():
+            held: Tensor = getattr(self, name)
+            alike = tensor.dtype == held.dtype or (name == "bias" and tensor.is_floating_point())
+            if tensor.shape != held.shape or not alike:
+                raise FormatError(
+                    f"{self.format.name}: {name} is {tensor.dtype} {list(tensor.shape)},"
+                    f" needs {held.dtype} {list(held.shape)}"
+                )
+        for name, tensor in tensors.items():
+            made = nn.Parameter(tensor.detach(), requires_grad=False) if name == "bias" else tensor
+            setattr(self, name, made)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors as stored on disk, machine-independent, bias included."""
+        tensors = self.stored_weight()
+        if self.bias is not None:
+            tensors["bias"] = self.bias.detach()
+        return tensors
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of ``stored_tensors``."""
+        bias = 0 if self.bias is None else self.bias.numel() * self.bias.element_size()
+        return self.format.stored_bytes((self.out_features, self.in_features)) + bias
+
+    @property
+    def shape(self) -> torch.Size:
+        """(O, I)"""
+        return torch.Size((self.out_features, self.in_features))
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weight is."""
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.format.name}, in_features={self.in_features}, out_features={self.out_features},"
+            f" bias={self.bias is not None}, kernel={self.kernel}"
+        )
+
+    def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert: stored tensors keep their dtypes, only ``dtype`` and the bias change."""
+        self.restore()
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        for name, tensor in self.stored_tensors().items():
+            destination[prefix + name] = tensor
+        if keep_vars and self.bias is not None:
+            destination[prefix + "bias"] = self.bias
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], *arguments: Any, **options: Any
+    ) -> None:
+        self.restore()
+        super()._load_from_state_dict(state_dict, *arguments, **options)
+
+
+def frozen_product(
+    x: Tensor, multiply: Callable[[Tensor], Tensor], weight: Callable[[], Tensor]
+) -> Tensor:
+    """``multiply(x)`` with a gradient to x: ``weight()`` [O, I] is asked for in the backward."""
+    y: Tensor = _FrozenProduct.apply(x, multiply, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T on a kernel without a backward: the gradient to x takes the dequantized weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, multiply: Callable[[Tensor], Tensor], weight: Callable[[], Tensor]
+    ) -> Tensor:
+        ctx.weight = weight
+        return multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad @ ctx.weight().to(grad.dtype), None, None

@@ -1,0 +1,64 @@
+"""drop: a block that is left out; the residual stream passes it by.
+
+Idea:    Middle blocks of deep models change the residual stream little; leaving one out saves all
+         its bytes and its time.  Scores of single blocks do not add up: combinations are measured.
+
+Stored:  nothing.  There is no packed module: the assembled model has one block less.
+Raises:  CandidateError for another name, FormatError for a newer version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from blockwright.errors import CandidateError
+from blockwright.formats._spec import check_version
+from blockwright.types import Format, FormatLimits, SiteKind
+
+
+@dataclass(frozen=True)
+class DropFormat(Format):
+    """``drop``, at a block."""
+
+    version: ClassVar[int] = 1
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.BLOCK})
+    default_method: ClassVar[str | None] = None
+
+    @property
+    def name(self) -> str:
+        return "drop"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        if name != "drop":
+            raise CandidateError(
+                f"unknown format {name!r}; did you mean 'drop'? It takes no parameters"
+            )
+        return cls()
+
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        return ("drop",)
+
+    @property
+    def limits(self) -> FormatLimits:
+        return FormatLimits(vllm=True, llama_cpp=True, resident_bits=0.0)
+
+    def check_shape(self, shape: tuple[int, int], where: str) -> None:
+        """A block of any shape can be left out."""
+
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        return 0
+
+    def spec(self) -> dict[str, Any]:
+        return {"format": "drop", "version": self.version}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        check_version(cls, spec)
+        return cls()
+
+
+FORMAT = DropFormat

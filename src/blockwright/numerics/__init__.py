@@ -1,0 +1,1 @@
+"""Shared mathematics: packing, ranges, grids, kernels, losses."""

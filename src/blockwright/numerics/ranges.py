@@ -1,0 +1,127 @@
+"""Ranges of uniform grids: the scale and zero point of every group of weights.
+
+    W_hat = scale * (code - zero_point),   code = clip(round(W / scale) + zero_point, 0, 2^bits - 1)
+
+Idea:    The scale is rounded to its stored dtype (bfloat16) *before* codes are computed, so that
+         what is solved is what is loaded.  Zero is always representable.  A group of zeros gets
+         scale 1; a group of one value is exact when bfloat16 holds the value.
+
+Equations -> code
+    asymmetric  fit_range     s = shrink (max - min) / (2^b - 1),   z = round(-shrink min / s)
+    symmetric   fit_range     s = shrink absmax / Qp,  Qp = 2^(b-1) - 1,   z = 2^(b-1)
+    search      search_range  least sum_j importance_j (W_hat_j - W_j)^2 over shrink = 1, .98 ... .6
+Shapes:  weights [..., J] in groups of J -> scale and zero point [...], both fp32: bfloat16 values
+         and integers.
+Differs: an asymmetric scale that bfloat16 rounded up so far that the top or bottom code would stay
+         unused is taken one step lower; fitting the decoded weights again then gives the same grid.
+Raises:  NumericalError when a weight is not finite or beyond bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blockwright.errors import NumericalError
+
+SCALE_DTYPE = torch.bfloat16
+SHRINKS = tuple(1 - 0.02 * step for step in range(21))
+CHUNK_ELEMENTS = 1 << 20
+"""Weights searched at a time: bounds the working memory of ``search_range`` to about 20 MB."""
+
+
+def fit_range(W: Tensor, bits: int, symmetric: bool, shrink: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of min-max ranges (times ``shrink``) for groups along the last axis."""
+    W = W.float()
+    low, high = W.amin(-1), W.amax(-1)
+    if symmetric:
+        scale, zero_point = _symmetric(low, high, bits, shrink)
+    else:
+        scale, zero_point = _asymmetric(low.clamp(max=0), high.clamp(min=0), bits, shrink)
+    if not torch.isfinite(scale).all():
+        raise NumericalError("a weight is not finite, or too large for a bfloat16 scale")
+    return _with_exact_groups(scale, zero_point, low, high, symmetric)
+
+
+def search_range(
+    W: Tensor, bits: int, symmetric: bool, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Per group the shrunken range of least squared error; ties keep the widest.
+
+    ``importance`` has the shape of ``W[0]`` (inputs in groups: it is the same for every row).
+    """
+    rows = max(1, CHUNK_ELEMENTS // max(W[0].numel(), 1))
+    found = [_search_chunk(chunk, bits, symmetric, importance) for chunk in torch.split(W, rows)]
+    return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def quantize(W: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    """Nearest codes (fp32, 0 .. levels - 1), ties to even; all broadcast against ``W``."""
+    return torch.div(W, scale).round_().add_(zero_point).clamp_(0, levels - 1)
+
+
+def _search_chunk(
+    W: Tensor, bits: int, symmetric: bool, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    W = W.float()
+    scale, zero_point = fit_range(W, bits, symmetric)
+    least = _range_errors(W, scale, zero_point, bits, importance)
+    for shrink in SHRINKS[1:]:
+        tried_scale, tried_zero = fit_range(W, bits, symmetric, shrink)
+        error = _range_errors(W, tried_scale, tried_zero, bits, importance)
+        better = error < least
+        least = torch.where(better, error, least)
+        scale = torch.where(better, tried_scale, scale)
+        zero_point = torch.where(better, tried_zero, zero_point)
+    return scale, zero_point
+
+
+def _range_errors(
+    W: Tensor, scale: Tensor, zero_point: Tensor, bits: int, importance: Tensor | None
+) -> Tensor:
+    scale, zero_point = scale.unsqueeze(-1), zero_point.unsqueeze(-1)
+    error = quantize(W, scale, zero_point, 1 << bits).sub_(zero_point).mul_(scale).sub_(W).square_()
+    return (error if importance is None else error.mul_(importance)).sum(-1)
+
+
+def _symmetric(low: Tensor, high: Tensor, bits: int, shrink: float) -> tuple[Tensor, Tensor]:
+    absmax = torch.maximum(-low, high)
+    scale = _stored(absmax * shrink / ((1 << (bits - 1)) - 1))
+    return scale, torch.full_like(scale, 1 << (bits - 1))
+
+
+def _asymmetric(low: Tensor, high: Tensor, bits: int, shrink: float) -> tuple[Tensor, Tensor]:
+    top = (1 << bits) - 1
+    low, high = low * shrink, high * shrink
+    scale = _stored((high - low) / top)
+    for _ in range(
+        2
+    ):  # once where rounding went up; twice where both ends then round down on a tie
+        unused = (high / scale).round() + (-low / scale).round() < top
+        scale = torch.where(unused, _next_lower(scale), scale)
+    return scale, (-low / scale).round().clamp(0, top)
+
+
+def _with_exact_groups(
+    scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Groups of zeros (scale 1) and of one value that bfloat16 holds (scale = |value|)."""
+    value = low.abs()
+    exact = (low == high) & (_stored(value) == value)
+    zero = scale == 0
+    scale = torch.where(exact, value, scale)
+    scale = torch.where(zero, torch.ones_like(scale), scale)
+    if not symmetric:
+        zero_point = torch.where(exact, (low < 0).to(zero_point.dtype), zero_point)
+        zero_point = torch.where(zero, torch.zeros_like(zero_point), zero_point)
+    return scale, zero_point
+
+
+def _stored(scale: Tensor) -> Tensor:
+    return scale.to(SCALE_DTYPE).float()
+
+
+def _next_lower(scale: Tensor) -> Tensor:
+    """The next smaller bfloat16 of positive numbers; 0 stays 0."""
+    bits = scale.to(SCALE_DTYPE).view(torch.int16)
+    return (bits - (bits > 0).to(torch.int16)).view(SCALE_DTYPE).float()

@@ -1,0 +1,206 @@
+"""Opens everything a run needs: the model, the texts, the library, the candidates on offer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockwright.anatomy import Skeleton, build_skeleton
+from blockwright.assemble import check_free
+from blockwright.checkpoint import Checkpoint, ModelSource, ParameterSource, resolve_model
+from blockwright.errors import BudgetError, CandidateError, FormatError, ModelError
+from blockwright.library import Library
+from blockwright.pipeline.presets import candidates_of
+from blockwright.pipeline.texts import Texts, open_texts
+from blockwright.progress import Progress
+from blockwright.registry import resolve
+from blockwright.stream import BATCH_TOKENS, Inputs, Stream, WeightSource
+from blockwright.types import KEEP, Candidate, FitRequest, PackedFormat, Plan, Site, SiteKind
+
+
+@dataclass(frozen=True)
+class Original:
+    """A model as it was given."""
+
+    source: ModelSource
+    checkpoint: Checkpoint
+    skeleton: Skeleton
+    parameters: ParameterSource
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digest of every checkpoint tensor; reads them all once and refuses NaN and infinity."""
+        found = {}
+        for name in self.checkpoint.names:
+            self.checkpoint.check_finite(name)
+            found[name] = self.checkpoint.digest(name)
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the config and all tensors."""
+        config = (self.source.path / "config.json").read_bytes()
+        return digest_of([hashlib.sha256(config).hexdigest(), sorted(self.digests.items())])
+
+    def weight_digest(self, site: Site) -> str:
+        """Digest of what a site's weight is made from."""
+        names = self.parameters.sources(site.parameter)
+        return digest_of([site.expert, [self.digests[name] for name in names]])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit, opened: what its stages share."""
+
+    request: FitRequest
+    progress: Progress
+    original: Original
+    texts: Texts
+    library: Library
+    candidates: tuple[Candidate, ...]
+    edited: Plan | None = None
+    """A plan given by the user: only what it names is built."""
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return self.original.skeleton
+
+    def stream(
+        self,
+        weights: WeightSource | None = None,
+        dtype: torch.dtype = torch.float32,
+        blocks: list[int] | None = None,
+    ) -> Stream:
+        """The original block by block, or with other weights."""
+        return Stream(
+            self.skeleton,
+            weights or self.original.parameters,
+            dtype=dtype,
+            device=self.request.device,
+            blocks=blocks,
+        )
+
+    @property
+    def capture_dtype(self) -> torch.dtype:
+        """Calibration runs in the dtype the weights are stored in."""
+        return next(iter(self.skeleton.parameters.values())).dtype
+
+    @cached_property
+    def calibration_inputs(self) -> Inputs:
+        return Inputs.of_tokens(self.texts.calibration.ids)
+
+    @cached_property
+    def surroundings(self) -> dict[str, Any]:
+        """What beside model, text and candidate decides the bits of a variant."""
+        return {
+            "torch": torch.__version__,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "device": self.request.device,
+            "threads": torch.get_num_threads(),
+            "dtype": str(self.capture_dtype),
+            "batch_tokens": BATCH_TOKENS,
+        }
+
+    @cached_property
+    def statistics_digest(self) -> str:
+        """Digest of what the calibration saw."""
+        return digest_of(
+            [self.original.fingerprint, self.texts.calibration.digest, self.surroundings]
+        )
+
+    def candidates_for(self, site: Site) -> list[Candidate]:
+        """Candidates whose format can stand at this kind of site (built ones, not keep or drop)."""
+        if self.edited is not None:
+            return self._planned_for(self.edited, site)
+        if site.kind is SiteKind.TABLE and not self.counts_tables:
+            return []
+        return [
+            candidate
+            for candidate in self.candidates
+            if isinstance(resolve(candidate)[0], PackedFormat)
+            and site.kind in resolve(candidate)[0].kinds
+        ]
+
+    @staticmethod
+    def _planned_for(plan: Plan, site: Site) -> list[Candidate]:
+        choice = plan.choices.get(site.id)
+        candidate = Candidate.parse(choice.candidate) if choice else KEEP
+        return [candidate] if isinstance(resolve(candidate)[0], PackedFormat) else []
+
+    def stored_bytes(self, candidate: Candidate, site: Site) -> int:
+        """Bytes of a variant, from its format alone; 0 where the format cannot take the shape."""
+        format = resolve(candidate)[0]
+        try:
+            format.check_shape(site.shape, site.id)
+        except FormatError:
+            return 0
+        return format.stored_bytes(site.shape)
+
+    @property
+    def counts_tables(self) -> bool:
+        """Tables are on offer when the budget is one of file bytes."""
+        budget = self.request.budget
+        return budget is None or budget.bits is None
+
+
+def open_original(model: str, revision: str | None, trust_remote_code: bool = False) -> Original:
+    """Open a model folder or hub id; shapes and presence of all tensors are checked."""
+    source = resolve_model(model, revision, trust_remote_code=trust_remote_code)
+    checkpoint = Checkpoint.open(source.path)
+    skeleton = build_skeleton(source.path, trust_remote_code=trust_remote_code)
+    if getattr(skeleton.config, "quantization_config", None) is not None:
+        raise ModelError(f"{model} is quantized already; fit its original")
+    parameters = ParameterSource(skeleton.model, checkpoint)
+    parameters.check_shapes()
+    return Original(source, checkpoint, skeleton, parameters)
+
+
+def open_run(request: FitRequest, progress: Progress) -> Run:
+    """Check the request and open all it names; nothing is written."""
+    if request.budget is None and request.plan is None:
+        raise BudgetError("no budget: give one of --bits, --size, --ratio, or --plan")
+    check_free(request.out)
+    candidates = tuple(map(Candidate.parse, request.candidates)) or candidates_of(request.preset)
+    for candidate in candidates:
+        resolve(candidate)
+    if len(set(map(str, candidates))) < len(candidates):
+        raise CandidateError(f"candidates {', '.join(map(str, candidates))}: one is named twice")
+    torch.set_num_threads(request.threads or len(os.sched_getaffinity(0)))
+    torch.manual_seed(request.seed)
+    with progress.stage("open the model"):
+        original = open_original(request.model, request.revision, request.trust_remote_code)
+        texts = open_texts(request, original.source.path, original.skeleton)
+    return Run(
+        request=request,
+        progress=progress,
+        original=original,
+        texts=texts,
+        library=Library(request.library or default_library()),
+        candidates=candidates,
+        edited=Plan.read(request.plan) if request.plan else None,
+    )
+
+
+def default_library() -> Path:
+    """Where variants are kept unless the user names a folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "blockwright" / "library"
+
+
+def digest_of(value: Any) -> str:
+    """Digest of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def by_id(skeleton: Skeleton) -> Mapping[str, Site]:
+    """Sites by id."""
+    return {site.id: site for site in skeleton.sites}

@@ -1,0 +1,30 @@
+"""Presets: which candidates are on offer, and how much calibration text they see."""
+
+from __future__ import annotations
+
+from blockwright.types import Candidate, Preset
+
+INTEGERS = ("int2", "int3", "int4", "int5", "int6")
+
+CANDIDATES: dict[Preset, tuple[str, ...]] = {
+    Preset.FAST: ("int3-g64:gptq", "int4-g128:gptq", "int4-g64:gptq", "int5-g128:rtn", "int8:rtn"),
+    Preset.BALANCED: (
+        *(f"{bits}-g64:gptq" for bits in INTEGERS),
+        *(f"{bits}-g128:gptq" for bits in INTEGERS),
+        "int8:rtn",
+    ),
+    Preset.BEST: (
+        *(f"{bits}-g{group}:gptq" for bits in INTEGERS for group in (32, 64, 128)),
+        "int8-g128:gptq",
+        "int8:rtn",
+    ),
+}
+CALIBRATION_TOKENS = {Preset.FAST: 16_384, Preset.BALANCED: 32_768, Preset.BEST: 131_072}
+SELECTION_TOKENS = {Preset.FAST: 4_096, Preset.BALANCED: 8_192, Preset.BEST: 16_384}
+HELDOUT_TOKENS = 16_384
+LONGEST_SEQUENCE = 2_048
+
+
+def candidates_of(preset: Preset) -> tuple[Candidate, ...]:
+    """The candidates a preset offers."""
+    return tuple(map(Candidate.parse, CANDIDATES[preset]))

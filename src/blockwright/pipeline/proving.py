@@ -1,0 +1,209 @@
+"""The proof: the folder measured on held-out text, reloaded in a fresh process, and timed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blockwright.anatomy import build_skeleton
+from blockwright.assemble import Layout, assemble
+from blockwright.checkpoint import Checkpoint, ParameterSource
+from blockwright.errors import BudgetError, ModelError
+from blockwright.evaluate import FinalHidden, loaded_logits, measure, measure_speed, run_to_file
+from blockwright.pipeline.choosing import kept_blocks, measure_plan, original_hidden
+from blockwright.pipeline.opening import Run
+from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
+from blockwright.types import Plan, Quality, Site, Speed
+
+RELOAD_ROWS, RELOAD_TOKENS = 2, 64
+RELOAD_TOLERANCE = 1e-3
+"""Largest relative difference of logits between the reloaded folder and the streamed one, both
+fp32.
+"""
+SPEED_PREFILL_TOKENS = 256
+PLAN_FILE = "blockwright-plan.json"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Figures of the finished folder."""
+
+    original: Quality
+    fitted: Quality
+    uniform: Quality | None
+    original_speed: Speed | None
+    fitted_speed: Speed | None
+    notes: tuple[str, ...]
+
+
+def write_folder(run: Run, plan: Plan, out: Path) -> int:
+    """Assemble the plan; returns file bytes, which must keep the budget."""
+    specs = {}
+    for site, choice in plan.choices.items():
+        if choice.key:
+            record = run.library.lookup(choice.key)
+            if record is None:
+                raise KeyError(f"library entry {choice.key} of {site} is gone")
+            specs[site] = record.format_spec
+    checkpoint = run.original.checkpoint
+    names = run.original.parameters.unused
+    unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
+    layout = Layout(run.skeleton, specs, kept_blocks(run, plan), unused)
+
+    def stored_tensors(site: Site) -> Mapping[str, Tensor]:
+        tensors: Mapping[str, Tensor] = run.library.tensors(plan.choices[site.id].key)
+        return tensors
+
+    plan_text = plan_as_text(plan)
+    size = assemble(
+        layout,
+        run.original.parameters,
+        checkpoint,
+        stored_tensors,
+        out,
+        {PLAN_FILE: plan_text},
+    )
+    check_size(run, size)
+    return size
+
+
+def check_size(run: Run, size: int) -> None:
+    """Recount: raise ``BudgetError`` when the files are over what was asked."""
+    budget = run.request.budget
+    if budget is None or budget.bits is not None:
+        return
+    original = run.original.checkpoint.total_file_bytes
+    limit = budget.size_bytes if budget.ratio is None else int(budget.ratio * original)
+    if limit is not None and size > limit:
+        raise BudgetError(
+            f"the files have {size} bytes, {limit} were asked; this is a bug, report it"
+        )
+
+
+def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
+    """Measure quality on the held-out text, reload, time."""
+    progress, request = run.progress, run.request
+    heldout = run.texts.heldout
+    with progress.stage("measure on held-out text", 3, "models") as stage:
+        original = original_hidden(run, heldout.ids, "heldout")
+        stage.advance()
+        fitted_stream = open_fitted(out, request.trust_remote_code, request.device)
+        scratch = original.file.path.with_name("fitted.bin")
+        scratch.unlink(missing_ok=True)
+        fitted = run_to_file(fitted_stream, original.inputs, scratch)
+        quality = measure(fitted, original)
+        stage.advance()
+        uniform_quality = (
+            measure_plan(run, uniform, original, heldout.digest) if uniform is not None else None
+        )
+        stage.advance()
+    check_reload(run, out, fitted)
+    scratch.unlink()
+    speeds, notes = _speeds(run, out)
+    return Proof(
+        original=measure(original),
+        fitted=quality,
+        uniform=uniform_quality,
+        original_speed=speeds[0],
+        fitted_speed=speeds[1],
+        notes=notes,
+    )
+
+
+def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cpu") -> Stream:
+    """A stream over any model folder: fitted by Blockwright, or plain."""
+    checkpoint = Checkpoint.open(folder)
+    skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
+    weights: WeightSource = ParameterSource(skeleton.model, checkpoint)
+    config = getattr(skeleton.config, "quantization_config", None)
+    if config is not None:
+        if config.get("quant_method") != "blockwright":
+            raise ModelError(
+                f"{folder} is quantized by {config.get('quant_method')!r}, not Blockwright"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.parameters.items()}
+        weights = FittedFolder(weights, checkpoint, skeleton.sites, shapes, config["sites"])
+    return Stream(skeleton, weights, dtype=torch.float32, device=device)
+
+
+def check_reload(run: Run, out: Path, fitted: FinalHidden) -> None:
+    """Load the folder as a user would and compare its outputs with the streamed ones."""
+    with run.progress.stage("reload in a fresh process"):
+        rows = fitted.inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
+        inputs = Inputs(fitted.inputs.name, rows, RELOAD_ROWS)
+        target = fitted.file.path.with_name("reload.bin")
+        target.unlink(missing_ok=True)
+        hidden = run_to_file(fitted.stream, inputs, target)
+        expected = torch.cat(list(hidden.outputs()))
+        target.unlink()
+        task = fitted.stream.skeleton.task
+        loaded = loaded_logits(
+            out,
+            rows,
+            input_name=inputs.name,
+            task=task,
+            trust_remote_code=run.request.trust_remote_code,
+        ).reshape(expected.shape)
+    difference = float((loaded - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
+    if not difference <= RELOAD_TOLERANCE:
+        raise ModelError(
+            f"{out} loads, but its outputs differ from the assembled ones by {difference:.2g}"
+            f" (allowed {RELOAD_TOLERANCE:g}); do not use it, and report this"
+        )
+
+
+def _speeds(run: Run, out: Path) -> tuple[tuple[Speed | None, Speed | None], tuple[str, ...]]:
+    """Speed of the original and the fitted model, each alone in a fresh process."""
+    size = run.original.checkpoint.total_file_bytes
+    free = available_bytes()
+    if 1.5 * size > free:
+        note = (
+            f"original's speed not measured: it needs {1.5 * size:.3g} bytes, {free:.3g} are free"
+        )
+        folders: list[Path | None] = [None, out]
+        notes: tuple[str, ...] = (note,)
+    else:
+        folders, notes = [run.original.source.path, out], ()
+    ids = run.texts.heldout.ids[0, :SPEED_PREFILL_TOKENS]
+    with run.progress.stage("measure speed", 2, "models") as stage:
+        speeds = []
+        for folder in folders:
+            speeds.append(_speed_of(run, folder, ids) if folder is not None else None)
+            stage.advance()
+    return (speeds[0], speeds[1]), notes
+
+
+def _speed_of(run: Run, folder: Path, ids: Tensor) -> Speed:
+    return measure_speed(
+        folder,
+        ids,
+        task=run.skeleton.task,
+        device=run.request.device,
+        trust_remote_code=run.request.trust_remote_code,
+    )
+
+
+def plan_as_text(plan: Plan) -> str:
+    """The plan as it is written into the folder."""
+    return json.dumps(plan.to_json(), indent=1) + "\n"
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

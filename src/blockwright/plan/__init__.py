@@ -1,0 +1,19 @@
+"""Plans: the best mix of candidates under a budget.  Imports no torch."""
+
+from blockwright.plan.checking import check_plan, resolve_edited, unbuilt
+from blockwright.plan.limits import budget_bytes, original_bits
+from blockwright.plan.solving import frontier, solve
+from blockwright.plan.totals import plan_of
+from blockwright.plan.uniform import uniform_plans
+
+__all__ = [
+    "budget_bytes",
+    "check_plan",
+    "frontier",
+    "original_bits",
+    "plan_of",
+    "resolve_edited",
+    "solve",
+    "unbuilt",
+    "uniform_plans",
+]

@@ -1,0 +1,276 @@
+"""Progress of long stages: what is being done, how far it is, and how much time is left.
+
+A stage is opened around a loop and advanced from inside it:
+
+    with progress.stage("capture", total=22, unit="blocks") as stage:
+        for block in blocks:
+            ...
+            stage.advance()
+
+Progress goes to stderr, never to stdout.  On a terminal it is a bar; elsewhere plain lines, at most
+one every ``PLAIN_SECONDS``.  Stages may be nested.  Imports no torch, and rich only to draw a bar.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichBars
+    from rich.progress import TaskID
+
+PLAIN_SECONDS = 5.0
+"""Least time between two plain lines of one stage."""
+WORTH_TELLING_SECONDS = 2.0
+"""A stage that took less leaves no line behind."""
+
+
+class Stage(Protocol):
+    """One open stage."""
+
+    def advance(self, amount: float = 1) -> None:
+        """``amount`` more units are done."""
+
+    def note(self, text: str) -> None:
+        """Tell the user something, on a line of its own."""
+
+
+class Progress(ABC):
+    """Where stages report to."""
+
+    @abstractmethod
+    def stage(
+        self,
+        name: str,
+        total: float | None = None,
+        unit: str = "",
+        *,
+        expected_seconds: float | None = None,
+    ) -> AbstractContextManager[Stage]:
+        """Open a stage of ``total`` units (None: unknown).
+
+        ``expected_seconds`` gives the time left before the first unit is done, e.g. from the price.
+        """
+
+    @abstractmethod
+    def note(self, text: str) -> None:
+        """Tell the user something, on a line of its own."""
+
+
+def seconds_left(
+    done: float, total: float | None, elapsed: float, expected_seconds: float | None = None
+) -> float | None:
+    """Time left at the pace so far; before the first unit, of the expectation; None if unknown."""
+    if total is not None and done > 0 and elapsed > 0:
+        return max(0.0, elapsed * (total - done) / done)
+    return None if expected_seconds is None else max(0.0, expected_seconds - elapsed)
+
+
+def format_seconds(seconds: float) -> str:
+    """``0:07``, ``12:34`` or ``1:02:03``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Meter:
+    """How far one stage is; ``clock`` counts seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        total: float | None,
+        unit: str,
+        expected_seconds: float | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.expected_seconds, self.clock = expected_seconds, clock
+        self.done = 0.0
+        self.began = self.changed = clock()
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.began
+
+    @property
+    def left(self) -> float | None:
+        """Time left; it counts down between two advances."""
+        if not self.done:
+            return seconds_left(0, self.total, self.elapsed, self.expected_seconds)
+        left = seconds_left(self.done, self.total, self.changed - self.began)
+        return None if left is None else max(0.0, left - (self.clock() - self.changed))
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+        self.changed = self.clock()
+
+    def amount_text(self) -> str:
+        """``12/22 blocks``; empty where nothing was counted."""
+        if self.total is None:
+            return f"{self.done:g} {self.unit}".strip() if self.done else ""
+        return f"{self.done:g}/{self.total:g} {self.unit}".strip()
+
+    def left_text(self) -> str:
+        left = self.left
+        return "" if left is None else f"{format_seconds(left)} left"
+
+    def line(self) -> str:
+        """``capture: 12/22 blocks, 0:34, 0:28 left``."""
+        parts = [self.amount_text(), format_seconds(self.elapsed), self.left_text()]
+        return f"{self.name}: " + ", ".join(part for part in parts if part)
+
+    def finished_line(self) -> str:
+        parts = [self.amount_text(), format_seconds(self.elapsed)]
+        return f"{self.name}: " + ", ".join(part for part in parts if part)
+
+
+class SilentProgress(Progress):
+    """Says nothing; the default of the Python API."""
+
+    @contextmanager
+    def stage(
+        self,
+        name: str,
+        total: float | None = None,
+        unit: str = "",
+        *,
+        expected_seconds: float | None = None,
+    ) -> Iterator[Stage]:
+        yield self
+
+    def advance(self, amount: float = 1) -> None:
+        """A silent stage is the silent progress itself."""
+
+    def note(self, text: str) -> None:
+        """Says nothing."""
+
+
+class PlainStage:
+    """A stage that prints lines, the first after ``PLAIN_SECONDS``."""
+
+    def __init__(self, meter: Meter, note: Callable[[str], None]) -> None:
+        self.meter, self.note = meter, note
+        self.said = meter.began
+
+    def advance(self, amount: float = 1) -> None:
+        self.meter.advance(amount)
+        if self.meter.clock() - self.said >= PLAIN_SECONDS and self.meter.done != self.meter.total:
+            self.said = self.meter.clock()
+            self.note(self.meter.line())
+
+
+class PlainProgress(Progress):
+    """Lines of text, for logs and pipes."""
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.stream, self.clock = stream, clock
+
+    @contextmanager
+    def stage(
+        self,
+        name: str,
+        total: float | None = None,
+        unit: str = "",
+        *,
+        expected_seconds: float | None = None,
+    ) -> Iterator[Stage]:
+        meter = Meter(name, total, unit, expected_seconds, self.clock)
+        yield PlainStage(meter, self.note)
+        if meter.elapsed >= WORTH_TELLING_SECONDS:
+            self.note(meter.finished_line())
+
+    def note(self, text: str) -> None:
+        print(text, file=self.stream or sys.stderr, flush=True)
+
+
+class RichStage:
+    """A stage that is a bar."""
+
+    def __init__(
+        self, meter: Meter, bars: RichBars, task: TaskID, note: Callable[[str], None]
+    ) -> None:
+        self.meter, self.bars, self.task, self.note = meter, bars, task, note
+
+    def advance(self, amount: float = 1) -> None:
+        self.meter.advance(amount)
+        self.bars.update(self.task, completed=self.meter.done)
+
+
+class RichProgress(Progress):
+    """Bars on a terminal; a finished stage leaves one line, and only if it took long enough."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.open_stages = 0
+        self.bars = _bars(console)
+
+    @contextmanager
+    def stage(
+        self,
+        name: str,
+        total: float | None = None,
+        unit: str = "",
+        *,
+        expected_seconds: float | None = None,
+    ) -> Iterator[Stage]:
+        meter = Meter(name, total, unit, expected_seconds, self.clock)
+        task = self.bars.add_task(name, total=total, meter=meter)
+        self.bars.start()
+        self.open_stages += 1
+        try:
+            yield RichStage(meter, self.bars, task, self.note)
+        finally:
+            self.open_stages -= 1
+            self.bars.remove_task(task)
+            if not self.open_stages:
+                self.bars.stop()
+                self.bars = _bars(self.console)
+        if meter.elapsed >= WORTH_TELLING_SECONDS:
+            self.note(meter.finished_line())
+
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+
+def _bars(console: Console) -> RichBars:
+    """Name, bar, amount, elapsed and left; gone when stopped."""
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.progress import Progress as RichBars
+    from rich.text import Text
+
+    class MeterColumn(ProgressColumn):
+        """What the stage's own meter says; rich's estimate needs two advances, ours one."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            meter: Meter = task.fields["meter"]
+            parts = [meter.amount_text(), format_seconds(meter.elapsed), meter.left_text()]
+            return Text("  ".join(part for part in parts if part))
+
+    return RichBars(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=28),
+        MeterColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def stderr_progress() -> Progress:
+    """Bars if stderr is a terminal, plain lines if not."""
+    if not sys.stderr.isatty():
+        return PlainProgress()
+    from rich.console import Console
+
+    return RichProgress(Console(stderr=True))

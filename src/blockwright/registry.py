@@ -1,0 +1,114 @@
+"""Formats and methods by name: a file's name is the name; files are imported only when asked for.
+
+``formats/int.py`` answers to ``int4-g64`` (the letters before the first digit or dash), and
+``methods/quantize/gptq.py`` to ``gptq``.  A file that fails to import raises its own error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+import re
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+import blockwright.formats
+import blockwright.methods
+from blockwright.errors import CandidateError
+from blockwright.types import Candidate, Format, LinearMethod
+
+FAMILIES = ("quantize", "sparsify", "lowrank", "depth")
+
+
+def format_stems() -> tuple[str, ...]:
+    """Names of all format files."""
+    return _files(blockwright.formats)
+
+
+def method_names() -> dict[str, str]:
+    """Name -> family of all methods."""
+    found: dict[str, str] = {}
+    for info in pkgutil.iter_modules(blockwright.methods.__path__):
+        if info.ispkg:
+            family = import_module(f"blockwright.methods.{info.name}")
+            found |= dict.fromkeys(_files(family), info.name)
+    return dict(sorted(found.items()))
+
+
+def format_class(stem: str) -> type[Format]:
+    """The format class of a file."""
+    if stem not in format_stems():
+        raise CandidateError(f"unknown format {stem!r}{_nearest(stem, format_stems())}")
+    found: type[Format] = import_module(f"blockwright.formats.{stem}").FORMAT
+    return found
+
+
+def format_named(name: str) -> Format:
+    """The format of a name in the grammar, e.g. ``int4-g64``."""
+    stem = re.match(r"[a-z]+", name)
+    if stem is None:
+        raise CandidateError(f"unknown format {name!r}{_nearest(name, format_stems())}")
+    return format_class(stem[0]).parse(name)
+
+
+def method_class(name: str) -> type[LinearMethod]:
+    """The method class of a file."""
+    names = method_names()
+    if name not in names:
+        raise CandidateError(f"unknown method {name!r}{_nearest(name, names)}")
+    found: type[LinearMethod] = import_module(f"blockwright.methods.{names[name]}.{name}").METHOD
+    return found
+
+
+def method_named(name: str, options: tuple[tuple[str, str], ...] = ()) -> LinearMethod:
+    """A method with its hyperparameters read from text; unknown options are errors."""
+    cls = method_class(name)
+    defaults = {item.name: item.default for item in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for option, text in options:
+        if option not in defaults:
+            raise CandidateError(
+                f"method {name} has no option {option!r}{_nearest(option, defaults)}"
+            )
+        values[option] = _parse_option(f"{name}@{option}", text, defaults[option])
+    return cls(**values)
+
+
+def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
+    """Format and methods of a candidate; the format's default method where none is named."""
+    format = format_named(candidate.format)
+    names = candidate.methods or ((format.default_method,) if format.default_method else ())
+    methods = tuple(method_named(name, candidate.options) for name in names)
+    if candidate.methods and format.default_method is None:
+        raise CandidateError(f"candidate {candidate}: nothing fills the format {format.name}")
+    for method in methods:
+        if not isinstance(format, method.fills):
+            raise CandidateError(
+                f"candidate {candidate}: {names[0]} cannot fill {format.name}"
+                f" (it fills {method.fills.__name__})"
+            )
+    return format, methods
+
+
+def _files(package: Any) -> tuple[str, ...]:
+    infos = pkgutil.iter_modules(package.__path__)
+    return tuple(sorted(i.name for i in infos if not i.ispkg and not i.name.startswith("_")))
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" (known: {', '.join(known)})"
+
+
+def _parse_option(where: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text in ("true", "false"):
+            return text == "true"
+        raise CandidateError(f"option {where}: got {text!r}, allowed: true, false")
+    try:
+        return type(default)(text)
+    except (TypeError, ValueError):
+        raise CandidateError(
+            f"option {where}: got {text!r}, needs a {type(default).__name__}"
+        ) from None

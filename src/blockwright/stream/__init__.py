@@ -1,0 +1,30 @@
+"""Runs a model block by block from disk."""
+
+from blockwright.stream.activations import ActivationFile, ActivationWriter
+from blockwright.stream.executor import BATCH_TOKENS, Inputs, Stem, Stream
+from blockwright.stream.sources import (
+    DenseWeight,
+    FittedFolder,
+    Substituted,
+    WeightSource,
+    weight_of,
+    with_weights,
+)
+from blockwright.stream.tap import LinearTap, Observer
+
+__all__ = [
+    "BATCH_TOKENS",
+    "ActivationFile",
+    "ActivationWriter",
+    "DenseWeight",
+    "FittedFolder",
+    "Inputs",
+    "LinearTap",
+    "Observer",
+    "Stem",
+    "Stream",
+    "Substituted",
+    "WeightSource",
+    "weight_of",
+    "with_weights",
+]

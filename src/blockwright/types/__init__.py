@@ -1,0 +1,47 @@
+"""Frozen values that pass between stages.  Imports no torch."""
+
+from blockwright.types.budget import Budget, parse_size
+from blockwright.types.candidate import DROP, KEEP, Candidate
+from blockwright.types.fit import FitRequest, FitResult, Preset, Price
+from blockwright.types.format import Format, Grid, GridFormat, PackedFormat, PackedLinear
+from blockwright.types.limits import FormatLimits
+from blockwright.types.measurement import Quality, Speed
+from blockwright.types.method import GridSolution, LinearMethod, Solution
+from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem
+from blockwright.types.site import Site, SiteKind, TableRole
+from blockwright.types.statistics import Statistic, Statistics
+from blockwright.types.variant import VariantRecord
+
+__all__ = [
+    "DROP",
+    "KEEP",
+    "PLAN_VERSION",
+    "Budget",
+    "Candidate",
+    "Choice",
+    "FitRequest",
+    "FitResult",
+    "Format",
+    "FormatLimits",
+    "Grid",
+    "GridFormat",
+    "GridSolution",
+    "LinearMethod",
+    "Option",
+    "PackedFormat",
+    "PackedLinear",
+    "Plan",
+    "Preset",
+    "Price",
+    "Problem",
+    "Quality",
+    "Site",
+    "SiteKind",
+    "Solution",
+    "Speed",
+    "Statistic",
+    "Statistics",
+    "TableRole",
+    "VariantRecord",
+    "parse_size",
+]

@@ -1,0 +1,122 @@
+"""What ``fit`` is asked and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from blockwright.types.budget import Budget
+from blockwright.types.measurement import Quality, Speed
+
+
+class Preset(StrEnum):
+    """How much time to spend."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    BEST = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """One fit.  Paths are as the user gave them; None means the default named in the command's
+    help.
+    """
+
+    model: str
+    out: Path
+    budget: Budget | None
+    """None only when ``plan`` is given."""
+    preset: Preset = Preset.BALANCED
+    candidates: tuple[str, ...] = ()
+    """Empty: those of the preset."""
+    calibration: Path | None = None
+    eval_text: Path | None = None
+    library: Path | None = None
+    plan: Path | None = None
+    revision: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    calibration_tokens: int | None = None
+    sequence_length: int | None = None
+    eval_tokens: int | None = None
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What a run will take, estimated from one probed block."""
+
+    memory_bytes: int
+    """Peak resident memory."""
+    disk_bytes: int
+    """Library, working files and output."""
+    seconds: float
+    parts: dict[str, float]
+    """Seconds by stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What came out, measured."""
+
+    out: Path
+    plan_path: Path
+    bits_per_weight: float
+    bits_per_weight_uniform: float | None
+    size_bytes: int
+    original_size_bytes: int
+    original: Quality
+    fitted: Quality
+    uniform: Quality | None
+    uniform_candidate: str | None
+    original_speed: Speed | None
+    fitted_speed: Speed | None
+    seconds: float
+    peak_rss_bytes: int
+    library_hits: int
+    library_misses: int
+    unavailable: dict[str, str]
+    """``site candidate`` -> reason."""
+    notes: tuple[str, ...] = ()
+    """What the user must know: default texts, steps skipped by name ..."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The flat object that ``fit --json`` prints."""
+        uniform = self.uniform
+        data: dict[str, Any] = {
+            "out": str(self.out),
+            "plan_path": str(self.plan_path),
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight_uniform": self.bits_per_weight_uniform,
+            "size_bytes": self.size_bytes,
+            "original_size_bytes": self.original_size_bytes,
+            "perplexity_original": self.original.perplexity,
+            "perplexity_fitted": self.fitted.perplexity,
+            "perplexity_uniform": uniform.perplexity if uniform else None,
+            "kl_divergence": self.fitted.kl_divergence,
+            "kl_divergence_uniform": uniform.kl_divergence if uniform else None,
+            "top1_agreement": self.fitted.top1_agreement,
+            "relative_error": self.fitted.relative_error,
+            "cosine": self.fitted.cosine,
+            "uniform_candidate": self.uniform_candidate,
+            "eval_tokens": self.fitted.tokens,
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "library_hits": self.library_hits,
+            "library_misses": self.library_misses,
+            "unavailable": self.unavailable,
+            "notes": list(self.notes),
+        }
+        for name, speed in (("original", self.original_speed), ("fitted", self.fitted_speed)):
+            data[f"prefill_tokens_per_second_{name}"] = (
+                speed.prefill_tokens_per_second if speed else None
+            )
+            data[f"decode_tokens_per_second_{name}"] = (
+                speed.decode_tokens_per_second if speed else None
+            )
+            data[f"resident_bytes_{name}"] = speed.resident_bytes if speed else None
+        return data

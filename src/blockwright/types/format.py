@@ -1,0 +1,149 @@
+"""The format interface: how weights are stored and multiplied.
+
+A ``Format`` is the small frozen description (``int4-g64``): it knows names, shapes and bytes and
+imports no torch.  The ``nn.Module`` that holds the packed tensors and multiplies stands in the
+same file and is made by ``empty`` (for loading) or ``pack`` (from a method's solution).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from blockwright.types.limits import FormatLimits
+    from blockwright.types.site import SiteKind
+
+
+class Format(ABC):
+    """Description of one way to store a weight.  Implementations are frozen dataclasses."""
+
+    version: ClassVar[int]
+    """Raised when the stored layout changes; older folders stay readable."""
+    kinds: ClassVar[frozenset[SiteKind]]
+    """Kinds of site it can stand at."""
+    default_method: ClassVar[str | None]
+    """Method used when a candidate names none; None for formats that nothing fills (keep, drop)."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Canonical name in the candidate grammar."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, name: str) -> Self:
+        """Read a name; raises ``CandidateError`` saying what is allowed."""
+
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        """Names that the conformance suite tests."""
+        return ()
+
+    @property
+    @abstractmethod
+    def limits(self) -> FormatLimits:
+        """Shapes it can take, and who else reads it."""
+
+    @abstractmethod
+    def check_shape(self, shape: tuple[int, int], where: str) -> None:
+        """Raise ``FormatError`` (naming ``where`` and what would fit) if ``(out, in)`` cannot be
+        stored.
+        """
+
+    @abstractmethod
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes of all tensors stored for a weight of ``(out, in)``, bias left out."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """JSON-able description with the format version; ``from_spec`` inverts it."""
+
+    @classmethod
+    @abstractmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """Inverse of ``spec``; raises ``FormatError`` for a newer version."""
+
+
+class PackedFormat(Format):
+    """A format with a packed module that multiplies."""
+
+    @abstractmethod
+    def empty(
+        self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
+    ) -> PackedLinear:
+        """A module of ``(out, in)`` with unfilled tensors, ready to be loaded into."""
+
+
+class PackedLinear(Protocol):
+    """What every packed module offers, a drop-in for ``nn.Linear``: ``formats.FormatLinear``."""
+
+    @property
+    def format(self) -> PackedFormat:
+        """What it is stored as."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] on the packed kernel."""
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """The same product with gradients to x and to the floating-point tensors (scales ...)."""
+
+    def dequantize(self) -> Tensor:
+        """The weight [out, in], fp32."""
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Dequantized rows [len(index), in], for embeddings."""
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names of the stored tensors, bias included where there is one."""
+
+    def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the stored tensors; the inverse of ``stored_tensors``."""
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The tensors as stored on disk, machine-independent, bias included."""
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """Representable values of a scalar-quantized weight [out, in], a set for every element."""
+
+    def encode(self, W_OJ: Tensor, columns: slice | Tensor) -> Tensor:
+        """Codes uint8 [O, J] of the nearest representable values of these columns."""
+
+    def decode(self, codes_OJ: Tensor, columns: slice | Tensor) -> Tensor:
+        """Values fp32 [O, J] of codes of these columns."""
+
+    def replaced(self, columns: slice, other: Grid) -> Grid:
+        """This grid with the groups of ``columns`` (whole groups) taken from ``other`` [O, len]."""
+
+
+class GridFormat(PackedFormat):
+    """A packed format whose elements each take a value of a ``Grid`` (int, bfp, nf, fp4 ...)."""
+
+    group_size: int
+    """Consecutive inputs that share a scale; 0 = the whole row."""
+
+    @abstractmethod
+    def fit_grid(
+        self, W_OI: Tensor, *, search: bool = False, importance_I: Tensor | None = None
+    ) -> Grid:
+        """Choose scales for a weight or a slice of whole groups.
+
+        ``search`` tries shrunken ranges and keeps, per group, the one of least squared error
+        weighted by ``importance_I`` (1 if None).  Scales are already rounded to their stored dtype.
+        """
+
+    @abstractmethod
+    def pack(
+        self, codes_OI: Tensor, grid: Grid, bias_O: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear:
+        """The packed module (a ``PackedLinear``) of codes and grid; ``dtype`` = activations."""

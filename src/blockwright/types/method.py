@@ -1,0 +1,62 @@
+"""The method interface: which values to put into a format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from blockwright.types.format import Format, Grid
+    from blockwright.types.statistics import Statistic, Statistics
+
+
+class LinearMethod(ABC):
+    """A method for one linear weight.  Implementations are frozen, keyword-only dataclasses.
+
+    A method never hooks a module, loads data or moves devices.  Class variables declare what it is.
+    """
+
+    paper: ClassVar[str]
+    """Authors, title, venue, year."""
+    family: ClassVar[str]
+    """quantize, sparsify, lowrank or depth."""
+    version: ClassVar[int]
+    """Raised whenever the result changes: part of the library's key."""
+    fills: ClassVar[type[Format]]
+    """The kind of format it can fill."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Statistic]:
+        """Statistics it reads with these hyperparameters; it is handed no others."""
+
+    @abstractmethod
+    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> Solution:
+        """Values for a weight.  ``W_OI`` is fp32, contiguous and must not be modified.
+
+        Raises ``NumericalError`` with the reason when no finite solution is found.
+        """
+
+    def solve_each(
+        self, W_OI: Tensor, statistics: Statistics, formats: Iterable[Format]
+    ) -> Iterator[Solution]:
+        """``solve`` for one format after another, bit for bit; work may be shared."""
+        for format in formats:
+            yield self.solve(W_OI, statistics, format)
+
+
+class Solution:
+    """What a method found; ``pack`` of the format turns it into the stored module."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSolution(Solution):
+    """Codes on a grid, for a ``GridFormat``."""
+
+    codes_OI: Tensor  # noqa: N815 - shape suffix
+    """uint8 [O, I]"""
+    grid: Grid

@@ -1,0 +1,120 @@
+"""Plans: the chosen candidate of each site, as small, versioned, readable, editable JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blockwright.errors import PlanError
+from blockwright.types.candidate import Candidate
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One column of the plan's program: a candidate at a site, with what it costs."""
+
+    site: str
+    candidate: str
+    weights: int
+    """Weights that count for bits per weight (0 for tables)."""
+    stored_bytes: int
+    loss: float
+    """Predicted loss, in the unit the plan minimises."""
+    key: str = ""
+    """Library key; empty for keep and drop."""
+    contains: tuple[str, ...] = ()
+    """Sites that are gone or decided when this is chosen (a dropped block holds its linears)."""
+    tie: str = ""
+    """Sites with one tie take the same candidate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Everything a plan is solved from; kept in the library, so that no model is needed."""
+
+    model: str
+    """Where the model was, for messages."""
+    fingerprint: str
+    """Digest of the original's tensors and config."""
+    statistics: str
+    """Digest of the calibration."""
+    options: tuple[Option, ...]
+    linear_weights: int
+    """Weights of all linear sites of the original (the denominator of bits per weight)."""
+    fixed_bytes: int
+    """Bytes of everything that is no site: norms, biases kept, headers."""
+    original_bytes: int
+    loss_unit: str = "squared output error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a plan puts at one site."""
+
+    candidate: str
+    stored_bytes: int
+    loss: float
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One candidate per site.  ``choices`` may be edited by hand: change ``candidate``."""
+
+    fingerprint: str
+    statistics: str
+    budget: str
+    bits_per_weight: float
+    size_bytes: int
+    """Predicted size of the safetensors files."""
+    loss: float
+    choices: Mapping[str, Choice]
+    name: str = "plan"
+    """``plan``, or ``uniform int4-g64:gptq``."""
+    version: int = PLAN_VERSION
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Figures measured on the selection text, if any."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def write(self, path: Path) -> None:
+        """Write atomically, keys in a fixed order."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read and check a plan file; raises ``PlanError`` naming the field that is wrong."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise PlanError(f"plan {path} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise PlanError(f"plan {path} is no readable JSON: {error}") from None
+        return cls.from_json(data, where=str(path))
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Plan:
+        """Checked against the fields of the dataclasses; unknown keys are errors."""
+        if not isinstance(data, dict):
+            raise PlanError(f"{where}: a plan is a JSON object, got {type(data).__name__}")
+        version = data.get("version")
+        if version != PLAN_VERSION:
+            raise PlanError(f"{where}: plan version {version}, this tool reads {PLAN_VERSION}")
+        choices = data.get("choices")
+        if not isinstance(choices, dict) or not choices:
+            raise PlanError(f"{where}: 'choices' must map every site to its candidate")
+        try:
+            parsed = {site: Choice(**choice) for site, choice in choices.items()}
+            for choice in parsed.values():
+                Candidate.parse(choice.candidate)
+            return cls(**{**data, "choices": parsed})
+        except TypeError as error:
+            raise PlanError(f"{where}: {error}") from None

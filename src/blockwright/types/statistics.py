@@ -1,0 +1,53 @@
+"""Calibration statistics of one site, and the names by which methods declare what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from blockwright.errors import StatisticMissingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Statistic(StrEnum):
+    """Names of what capture can gather for a linear with I inputs and O outputs."""
+
+    INPUT_GRAM = "input_gram"
+    """H = E[x x^T], [I, I] fp32."""
+    INPUT_SAMPLES = "input_samples"
+    """A seeded sample of input rows, [S, I] fp32."""
+    INPUT_ABSMAX = "input_absmax"
+    """max |x| per input feature, [I] fp32."""
+    INPUT_ABSMEAN = "input_absmean"
+    """mean |x| per input feature, [I] fp32."""
+    OUTPUT_GRADIENT = "output_gradient"
+    """G = E[g^2] per output feature, [O] fp32; g = gradient of the summed loss at one token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What one site saw during calibration.  Fields not gathered are None."""
+
+    tokens: int
+    """Tokens that reached the site (for an expert: that were routed to it)."""
+    input_gram: Tensor | None = None
+    input_samples: Tensor | None = None
+    input_absmax: Tensor | None = None
+    input_absmean: Tensor | None = None
+    output_gradient: Tensor | None = None
+
+    def only(self, needs: Collection[Statistic]) -> Statistics:
+        """The same statistics without those that were not asked for."""
+        kept = {name.value: getattr(self, name.value) for name in Statistic if name in needs}
+        return Statistics(tokens=self.tokens, **kept)
+
+    def need(self, name: Statistic) -> Tensor:
+        """The tensor of a statistic; raises ``StatisticMissingError`` when it is not there."""
+        value: Tensor | None = getattr(self, name.value)
+        if value is None:
+            raise StatisticMissingError(f"statistic {name.value} was not declared or not gathered")
+        return value

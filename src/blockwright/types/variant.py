@@ -1,0 +1,42 @@
+"""Variants: a candidate built for one site, with its costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantRecord:
+    """The JSON half of a library entry; the packed tensors stand beside it."""
+
+    key: str
+    """Content address: hex digest of everything that decides the tensors."""
+    site: str
+    candidate: str
+    stored_bytes: int = 0
+    """Bytes of the stored tensors, bias included."""
+    error: float = 0.0
+    """tr(D H D^T), D = W_hat - W: squared output error, summed over outputs, mean over tokens."""
+    relative_error: float = 0.0
+    """error / tr(W H W^T)."""
+    tokens: int = 0
+    """Calibration tokens that reached the site."""
+    seconds: float = 0.0
+    """Time it took to build."""
+    unavailable: str = ""
+    """Why it could not be built; empty when it could."""
+    format_spec: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """What the key was made from, readable."""
+
+    @property
+    def available(self) -> bool:
+        return not self.unavailable
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> VariantRecord:
+        return cls(**data)
