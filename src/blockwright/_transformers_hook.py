@@ -1,8 +1,10 @@
 """Make transformers know Blockwright's folders, whichever of the two is imported first.
 
 Importing transformers' quantizers takes seconds and loads torch, so ``import blockwright`` must not
-do it.  If they are loaded already, ours is registered at once; if not, a finder waits for
-``transformers.quantizers.auto`` and registers ours right after that module has run.
+do it: a finder waits until ``transformers.quantizers.auto`` has run.  Even then ours cannot be
+imported, because transformers, or a module of ours that imports it, may be half imported.  So two
+stand-ins are registered; when transformers first uses one, to load a fitted folder, they make way
+for ``blockwright.loading``.
 """
 
 from __future__ import annotations
@@ -12,26 +14,49 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 REGISTRY_MODULE = "transformers.quantizers.auto"
-"""The module that maps names to quantizers."""
+"""The module that maps the names of quantization methods to classes."""
+QUANT_METHOD = "blockwright"
 
 
 def install() -> None:
-    """Register our quantizer now, or as soon as transformers can take it."""
+    """Register stand-ins now, or as soon as transformers can take them."""
     if any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
         return
     if REGISTRY_MODULE in sys.modules:
-        _register()
+        _register_stand_ins(sys.modules[REGISTRY_MODULE])
     else:
         sys.meta_path.insert(0, _RegistryFinder())
 
 
-def _register() -> None:
-    """From the submodule: ``blockwright.loading`` itself may be what imported transformers."""
-    from blockwright.loading.quantizer import register
+def _register_stand_ins(registry: Any) -> None:
+    """Put classes into the registry that forward to the real ones."""
+    mappings = (registry.AUTO_QUANTIZATION_CONFIG_MAPPING, registry.AUTO_QUANTIZER_MAPPING)
+    if any(QUANT_METHOD in mapping for mapping in mappings):
+        return
 
-    register()
+    def real_class(index: int) -> Any:
+        if mappings[index][QUANT_METHOD] in (ConfigStandIn, QuantizerStandIn):
+            from blockwright.loading import register
+
+            for mapping in mappings:
+                del mapping[QUANT_METHOD]
+            register()
+        return mappings[index][QUANT_METHOD]
+
+    class ConfigStandIn(registry.QuantizationConfigMixin):  # type: ignore[misc]
+        @classmethod
+        def from_dict(cls, *arguments: Any, **options: Any) -> Any:
+            return real_class(0).from_dict(*arguments, **options)
+
+    class QuantizerStandIn(registry.HfQuantizer):  # type: ignore[misc]
+        def __new__(cls, *arguments: Any, **options: Any) -> Any:
+            return real_class(1)(*arguments, **options)
+
+    registry.register_quantization_config(QUANT_METHOD)(ConfigStandIn)
+    registry.register_quantizer(QUANT_METHOD)(QuantizerStandIn)
 
 
 class _RegistryFinder(MetaPathFinder):
@@ -52,7 +77,7 @@ class _RegistryFinder(MetaPathFinder):
 
 
 class _RegisteringLoader(Loader):
-    """Runs the module with its own loader, leaves no trace, and registers."""
+    """Runs the module with its own loader, leaves no trace, and registers the stand-ins."""
 
     def __init__(self, loader: Loader, finder: _RegistryFinder) -> None:
         self.loader, self.finder = loader, finder
@@ -66,4 +91,4 @@ class _RegisteringLoader(Loader):
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         sys.meta_path.remove(self.finder)
-        _register()
+        _register_stand_ins(module)

@@ -13,7 +13,7 @@ import torch
 from blockwright.anatomy import build_skeleton
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
-from blockwright.evaluate import FinalHidden, measure, measure_speed, run_to_file
+from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
 from blockwright.pipeline.presets import HELDOUT_TOKENS, LONGEST_SEQUENCE
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, open_fitted
 from blockwright.progress import Progress, SilentProgress
@@ -71,18 +71,18 @@ def evaluate_model(
         quality = measure(run_to_file(stream, inputs, Path(scratch) / "model.bin"), original)
         stage.note(tokens.description)
     with progress.stage("measure speed"):
-        speed = measure_speed(
-            folder,
-            tokens.ids[0, :SPEED_PREFILL_TOKENS],
+        loading = Loading(
+            folder=folder,
             task=stream.skeleton.task,
             device=device,
             trust_remote_code=trust_remote_code,
         )
+        speed = ask_fresh_process(loading, speed_ids=tokens.ids[0, :SPEED_PREFILL_TOKENS]).speed
     return {
         "model": model,
         **asdict(quality),
         "size_bytes": Checkpoint.open(folder).total_file_bytes,
-        **asdict(speed),
+        **(asdict(speed) if speed else {}),
         "sequence_length": tokens.sequence_length,
     }
 

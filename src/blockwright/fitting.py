@@ -28,6 +28,7 @@ def fit(
     eval_tokens: int | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    speed: bool = True,
     progress: Progress | None = None,
 ) -> FitResult:
     """Fit a model to a budget, or build an edited plan, and write the folder ``out``.
@@ -57,6 +58,7 @@ def fit(
         eval_tokens=eval_tokens,
         device=device,
         trust_remote_code=trust_remote_code,
+        speed=speed,
     )
     return pipeline.fit(request, progress or SilentProgress())
 

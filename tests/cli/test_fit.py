@@ -32,7 +32,7 @@ def test_every_option_reaches_the_request(
         **{"--revision": "main"},
     }
     pairs = [text for pair in given.items() for text in pair]
-    assert command_line("fit", "m", *pairs, "--trust-remote-code").code == 0
+    assert command_line("fit", "m", *pairs, "--trust-remote-code", "--no-speed").code == 0
     assert pipeline.requests == [
         FitRequest(
             model="m",
@@ -51,6 +51,7 @@ def test_every_option_reaches_the_request(
             eval_tokens=512,
             device="cuda",
             trust_remote_code=True,
+            speed=False,
         )
     ]
 

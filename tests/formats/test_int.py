@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats.int import GROUP_SIZES, IntFormat, IntLinear
-from blockwright.numerics.int4_cpu import tile_layout
+from blockwright.numerics.int4_cpu import Int4Matrix, tile_layout
 
 NAMES = ("int2-g32", "int3-g64-sym", "int4-g32", "int4-row", "int4", "int5-g32", "int8-row", "int8")
 needs_kernel = pytest.mark.skipif(
@@ -284,6 +284,19 @@ def test_the_first_forward_prepares_even_in_inference_mode() -> None:
     assert x.grad is not None
 
 
+def test_changing_state_in_inference_mode_makes_ordinary_tensors() -> None:
+    module = packed("int4-g32")
+    with torch.inference_mode():
+        module(inputs(1))
+        matrix = module._matrix
+        module.restore()
+    if isinstance(matrix, Int4Matrix):
+        assert not any(tensor.is_inference() for tensor in (*matrix.planes, *matrix.scale_zero))
+    scale = module._scale().requires_grad_()
+    module(inputs(1)).sum().backward()
+    assert scale.grad is not None
+
+
 def test_loading_restores_the_state_and_the_output() -> None:
     module = packed("int4-g32").prepare()
     empty = module.format.empty((48, 128), bias=True, dtype=torch.bfloat16, device="cpu")
@@ -314,6 +327,8 @@ def test_moving_and_converting_keep_the_stored_tensors() -> None:
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         module.to(dtype)
         assert module.dtype == dtype
+        assert module._scale().dtype == torch.bfloat16
+        assert all(torch.equal(module.stored_weight()[key], before[key]) for key in before)
         assert module.bias is not None
         assert module.bias.dtype == dtype
         assert module.rows(torch.tensor([1])).dtype == dtype

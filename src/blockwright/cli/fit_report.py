@@ -25,7 +25,7 @@ def print_fit(result: FitResult) -> None:
     print_table(fit_table(result))
     print_line("")
     print_line(
-        f"{format_seconds(result.seconds)} minutes, peak memory"
+        f"took {format_seconds(result.seconds)}, peak memory"
         f" {format_bytes(result.peak_rss_bytes)}, variants built {result.library_misses},"
         f" reused {result.library_hits}"
     )

@@ -62,7 +62,9 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 def print_figures(data: Mapping[str, Any]) -> None:
     """Names and values of a flat mapping, one a line."""
     rows = [(name.replace("_", " "), figure(name, value)) for name, value in data.items()]
-    print_table(make_table(("", ""), rows, left=2))
+    table = make_table(("", ""), rows, left=2)
+    table.show_header = False
+    print_table(table)
 
 
 def figure(name: str, value: Any) -> str:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +25,55 @@ from blockwright.types import Speed
 CHILD = "blockwright.evaluate.loaded"
 
 
-def loaded_logits(
-    folder: Path, inputs: Tensor, *, input_name: str, task: str, trust_remote_code: bool = False
-) -> Tensor:
-    """Logits (or last hidden states) of the folder loaded by transformers in fp32; fp32 [B, T,
-    ...].
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a folder is loaded in the fresh process."""
+
+    folder: Path
+    task: str
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the fresh process found."""
+
+    speed: Speed | None
+    outputs: Tensor | None
+    """Logits or last hidden states [B, T, ...], computed in fp32."""
+
+
+def ask_fresh_process(
+    loading: Loading,
+    *,
+    speed_ids: Tensor | None = None,
+    decode_tokens: int = 32,
+    inputs: Tensor | None = None,
+    input_name: str = "input_ids",
+) -> Answers:
+    """Load the folder in a new process and answer what is asked.
+
+    ``speed_ids`` [T]: time prefill of these and decoding after them (batch 1, stored dtype).
+    ``inputs`` [B, T]: compute outputs.  Raises ``ModelError`` when the folder does not load.
     """
     with tempfile.TemporaryDirectory() as scratch:
         given, answer = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
-        save_file({"inputs": inputs.contiguous()}, given)
-        _run(
+        if inputs is not None:
+            save_file({"inputs": inputs.contiguous()}, given)
+        speed = _run(
             {
-                "question": "logits",
-                "folder": str(folder),
-                "task": task,
+                **asdict(loading),
+                "folder": str(loading.folder),
+                "ids": speed_ids.tolist() if speed_ids is not None else [],
+                "decode_tokens": decode_tokens,
                 "input_name": input_name,
-                "inputs": str(given),
+                "inputs": str(given) if inputs is not None else "",
                 "outputs": str(answer),
-                "trust_remote_code": trust_remote_code,
             }
         )
-        outputs: Tensor = load_file(answer)["outputs"]
-        return outputs
-
-
-def measure_speed(
-    folder: Path,
-    ids: Tensor,
-    *,
-    task: str,
-    decode_tokens: int = 32,
-    device: str = "cpu",
-    trust_remote_code: bool = False,
-) -> Speed:
-    """Prefill of ``ids`` [T], decoding after it (batch 1, stored dtype), and resident memory."""
-    answer = _run(
-        {
-            "question": "speed",
-            "folder": str(folder),
-            "task": task,
-            "ids": ids.tolist(),
-            "decode_tokens": decode_tokens,
-            "device": device,
-            "trust_remote_code": trust_remote_code,
-        }
-    )
-    return Speed(**answer)
+        outputs = load_file(answer)["outputs"] if inputs is not None else None
+    return Answers(Speed(**speed) if speed else None, outputs)
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class PackedOperand:
 
     requires_grad = False
     grad = None
+    _is_hf_initialized = (
+        True  # transformers leaves it alone when it initialises what was not loaded
+    )
 
     def dim(self) -> int:
         return 2

@@ -1,9 +1,9 @@
-"""Builds one variant: a pure function of a weight, its statistics and a candidate."""
+"""Builds variants: a pure function of a weight, its statistics and the candidates."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from blockwright.types import (
     Candidate,
     GridFormat,
     GridSolution,
+    LinearMethod,
+    Solution,
     Statistic,
     Statistics,
     VariantRecord,
@@ -20,6 +22,16 @@ from blockwright.types import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WantedVariant:
+    """One variant that is asked for."""
+
+    candidate: Candidate
+    key: str
+    inputs: Mapping[str, Any]
+    """What the key was made from."""
 
 
 @dataclass(frozen=True)
@@ -61,63 +73,117 @@ def variant_inputs(
     }
 
 
-def build_variant(
-    *,
-    site: str,
-    candidate: Candidate,
+def build_variants(
+    site: str, W_OI: Tensor, statistics: Statistics | None, wanted: Iterable[WantedVariant]
+) -> Iterator[BuiltVariant]:
+    """Solve, pack and judge; what cannot be built is a record with the reason.
+
+    Candidates of one method are solved together, so that it can share its work (GPTQ factors the
+    Gram once); their results are the same bits as one by one.
+    """
+    by_method: dict[LinearMethod | None, list[_Job]] = {}
+    for item in wanted:
+        job = _Job(site, item, *_format_and_method(item.candidate))
+        by_method.setdefault(job.method, []).append(job)
+    for method, jobs in by_method.items():
+        yield from _solve_jobs(method, jobs, W_OI, statistics)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One candidate at one site."""
+
+    site: str
+    wanted: WantedVariant
+    format: GridFormat | None
+    method: LinearMethod | None
+
+    def unavailable(self, reason: str, statistics: Statistics | None) -> BuiltVariant:
+        return BuiltVariant(self._record(statistics, 0.0, {"unavailable": reason}), {})
+
+    def built(
+        self, solution: Solution, W_OI: Tensor, statistics: Statistics, seconds: float
+    ) -> BuiltVariant:
+        """Pack a solution and judge it by its squared output error."""
+        facts, tensors = _packed(self, solution, W_OI, statistics.need(Statistic.INPUT_GRAM))
+        return BuiltVariant(self._record(statistics, seconds, facts), tensors)
+
+    def _record(
+        self, statistics: Statistics | None, seconds: float, facts: Mapping[str, Any]
+    ) -> VariantRecord:
+        return VariantRecord(
+            key=self.wanted.key,
+            site=self.site,
+            candidate=str(self.wanted.candidate),
+            seconds=seconds,
+            tokens=statistics.tokens if statistics else 0,
+            inputs=dict(self.wanted.inputs),
+            **facts,
+        )
+
+    def check(self, W_OI: Tensor) -> str:
+        """Why it cannot be tried; empty when it can."""
+        if self.format is None or self.method is None:
+            return f"{self.site}: {self.wanted.candidate} is no candidate for one linear weight"
+        try:
+            self.format.check_shape((W_OI.shape[0], W_OI.shape[1]), self.site)
+        except FormatError as error:
+            return str(error)
+        return ""
+
+
+def _format_and_method(candidate: Candidate) -> tuple[GridFormat | None, LinearMethod | None]:
+    format, methods = resolve(candidate)
+    fits = isinstance(format, GridFormat) and len(methods) == 1
+    return (format, methods[0]) if isinstance(format, GridFormat) and fits else (None, None)
+
+
+def _solve_jobs(
+    method: LinearMethod | None,
+    jobs: Sequence[_Job],
     W_OI: Tensor,
     statistics: Statistics | None,
-    key: str,
-    inputs: Mapping[str, Any],
-) -> BuiltVariant:
-    """Solve, pack and judge.  What cannot be built is a record with the reason."""
-    began = time.monotonic()
-    try:
-        record, tensors = _solve(candidate, W_OI, statistics, where=site)
-    except (NumericalError, FormatError) as error:
-        record, tensors = {"unavailable": str(error)}, {}
-    return BuiltVariant(
-        VariantRecord(
-            key=key,
-            site=site,
-            candidate=str(candidate),
-            seconds=time.monotonic() - began,
-            tokens=statistics.tokens if statistics else 0,
-            inputs=dict(inputs),
-            **record,
-        ),
-        tensors,
-    )
+) -> Iterator[BuiltVariant]:
+    pending = []
+    for job in jobs:
+        reason = job.check(W_OI)
+        if statistics is None or statistics.tokens == 0:
+            reason = reason or f"{job.site}: no calibration token reached it"
+        if reason:
+            yield job.unavailable(reason, statistics)
+        else:
+            pending.append(job)
+    while pending and method is not None and statistics is not None:
+        formats = [job.format for job in pending if job.format is not None]
+        solutions = method.solve_each(W_OI, statistics.only(method.needs), formats)
+        while pending:
+            job, began = pending.pop(0), time.monotonic()
+            try:
+                solution = next(solutions)
+                yield job.built(solution, W_OI, statistics, time.monotonic() - began)
+            except NumericalError as error:
+                yield job.unavailable(f"{job.site}: {error}", statistics)
+                break
 
 
-def _solve(
-    candidate: Candidate, W_OI: Tensor, statistics: Statistics | None, where: str
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _packed(
+    job: _Job, solution: Solution, W_OI: Tensor, H_II: Tensor
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     import torch
 
     from blockwright.numerics.losses import quadratic_error
 
-    format, methods = resolve(candidate)
-    if not isinstance(format, GridFormat) or len(methods) != 1:
-        raise FormatError(f"{where}: {candidate} cannot be built for one linear weight")
-    format.check_shape((W_OI.shape[0], W_OI.shape[1]), where)
-    if statistics is None or statistics.tokens == 0:
-        raise NumericalError(f"{where}: no calibration token reached it")
-    method = methods[0]
-    solution = method.solve(W_OI, statistics.only(method.needs), format)
-    if not isinstance(solution, GridSolution):
-        raise TypeError(f"{candidate}: a grid format needs a GridSolution")
-    packed = format.pack(solution.codes_OI, solution.grid, None, torch.bfloat16)
-    H_II = statistics.need(Statistic.INPUT_GRAM)
+    if job.format is None or not isinstance(solution, GridSolution):
+        raise TypeError(f"{job.wanted.candidate}: a grid format needs a GridSolution")
+    packed = job.format.pack(solution.codes_OI, solution.grid, None, torch.bfloat16)
     W_hat = packed.dequantize()
     if not torch.isfinite(W_hat).all():
-        raise NumericalError(f"{where}: {candidate} gave values that are not finite")
-    error = quadratic_error(W_hat - W_OI, H_II)
-    scale = quadratic_error(W_OI, H_II)
+        raise NumericalError(f"{job.wanted.candidate} gave values that are not finite")
+    error, scale = quadratic_error(W_hat - W_OI, H_II), quadratic_error(W_OI, H_II)
     tensors = packed.stored_tensors()
     return {
         "stored_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "error": error,
         "relative_error": error / scale if scale > 0 else 0.0,
-        "format_spec": format.spec(),
+        "format_spec": job.format.spec(),
     }, tensors

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from blockwright.anatomy import find_sites
 from blockwright.errors import FormatError
@@ -26,7 +25,7 @@ Specs = Mapping[str, Mapping[str, Any]]
 """Site id -> format spec."""
 
 
-def install_sites(model: nn.Module, specs: Specs) -> list[str]:
+def install_sites(model: Any, specs: Specs) -> list[str]:
     """Replace every named site; returns the names of the sentinels that the folder holds beside
     them.
 
@@ -76,14 +75,14 @@ def _empty(site: Site, spec: Mapping[str, Any], module: nn.Module) -> FormatLine
     return made
 
 
-def _install_table(model: nn.Module, site: Site, spec: Mapping[str, Any]) -> None:
+def _install_table(model: Any, site: Site, spec: Mapping[str, Any]) -> None:
     """One packed table; a tied head multiplies with the embedding's."""
     owner = model.get_submodule(site.module)
     packed = _empty(site, spec, owner)
     install_table(owner, packed)
     for parameter in site.tied_to:
         install_operand(model.get_submodule(parameter.rpartition(".")[0]), "weight", packed)
-    if site.tied_to and isinstance(model, PreTrainedModel):
+    if site.tied_to and hasattr(model, "all_tied_weights_keys"):
         model.all_tied_weights_keys = {
             target: source
             for target, source in model.all_tied_weights_keys.items()

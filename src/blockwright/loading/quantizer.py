@@ -61,9 +61,11 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         names = install_sites(model, self.quantization_config.sites)
-        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
-        exact = [f"^{re.escape(name)}$" for name in names]
-        model._keys_to_ignore_on_load_unexpected = [*ignored, *exact]
+        # The other implementations multiply with the whole stack of experts at once.
+        model.set_experts_implementation("eager")
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        exact = {f"^{re.escape(name)}$" for name in names}
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *exact}
         return model
 
     def update_weight_conversions(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import NumericalError
+from blockwright.numerics.finite import all_finite
 
 RETRIES = 4
 """How often the damping is multiplied by ten before float64 is tried."""
@@ -38,7 +39,7 @@ def upper_factor(H_II: Tensor, damping: float, *, order: Tensor | None = None) -
     positive definite even so.
     """
     h_I = H_II.diagonal()
-    if not torch.isfinite(H_II.sum(dtype=torch.float64)):
+    if not all_finite(H_II):
         raise NumericalError("the input Gram holds NaN or infinity")
     if (h_I < 0).any():
         raise NumericalError("the input Gram has a negative diagonal: it is no Gram")
@@ -80,18 +81,18 @@ def _factor(
     """U in fp32, or None where Hd is not positive definite to working precision."""
     L_II = _damped_reversed(H_II, damping, order, dtype)
     info = torch.zeros((), dtype=torch.int32, device=H_II.device)
-    torch.linalg.cholesky_ex(L_II, out=(L_II, info))
+    # LAPACK works in place on columns: L^T by columns is L by rows
+    torch.linalg.cholesky_ex(L_II.mT, upper=True, out=(L_II.mT, info))
     if info.item() != 0:
         return None
     invert_lower(L_II)
-    U_II = L_II.to(torch.float32).flip(0, 1)
-    return U_II if torch.isfinite(U_II.sum(dtype=torch.float64)) else None
+    return L_II.to(torch.float32).flip(0, 1) if all_finite(L_II) else None
 
 
 def _damped_reversed(
     H_II: Tensor, damping: float, order: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """J Hd J as a new matrix, column-major: the layout that LAPACK factors in place."""
+    """J Hd J as a new matrix."""
     if order is None:
         order = torch.arange(len(H_II), device=H_II.device)
     turned = order.flip(0)
@@ -101,4 +102,4 @@ def _damped_reversed(
     alive = max(int((~dead_I).sum()), 1)
     h_I += damping * h_I.sum() / alive
     h_I[dead_I] = 1.0
-    return Hd_II.mT
+    return Hd_II

@@ -4,7 +4,8 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from blockwright.capture import CapturedBlock, capture_tables, forward_sweep, linear_sites
 from blockwright.library import variant_key
-from blockwright.library.build import build_variant, needs_of, variant_inputs
+from blockwright.library.build import (
+    WantedVariant,
+    build_variants,
+    needs_of,
+    variant_inputs,
+)
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Stream, weight_of
 from blockwright.types import (
-    Candidate,
     Option,
     Plan,
     Problem,
@@ -54,17 +59,7 @@ class Built:
         }
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One variant that a run asks the library for."""
-
-    site: Site
-    candidate: Candidate
-    key: str
-    inputs: Mapping[str, object]
-
-
-def wanted_variants(run: Run, site: Site) -> list[Wanted]:
+def wanted_variants(run: Run, site: Site) -> list[WantedVariant]:
     """All variants of a site, with their keys."""
     source = run.original.weight_digest(site)
     found = []
@@ -75,7 +70,7 @@ def wanted_variants(run: Run, site: Site) -> list[Wanted]:
             statistics=digest_at(run, site),
             surroundings=run.surroundings,
         )
-        found.append(Wanted(site, candidate, variant_key(inputs), inputs))
+        found.append(WantedVariant(candidate, variant_key(inputs), inputs))
     return found
 
 
@@ -96,16 +91,16 @@ def build_library(run: Run) -> Built:
     if misses:
         _capture_and_build(run, missing)
     records = {}
-    for items in wanted.values():
+    for site_id, items in wanted.items():
         for item in items:
             record = run.library.lookup(item.key)
             if record is None:
-                raise RuntimeError(f"{item.site.id} {item.candidate} was not built")
-            records[item.site.id, str(item.candidate)] = record
+                raise RuntimeError(f"{site_id} {item.candidate} was not built")
+            records[site_id, str(item.candidate)] = record
     return Built(records, sum(map(len, wanted.values())) - misses, misses)
 
 
-def _capture_and_build(run: Run, missing: Mapping[str, list[Wanted]]) -> None:
+def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> None:
     stream = run.stream(dtype=run.capture_dtype)
     folder = run.library.work_folder(run.statistics_digest)
 
@@ -125,34 +120,32 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[Wanted]]) -> None:
                 stage.advance()
 
 
-def build_block(run: Run, block: CapturedBlock, missing: Mapping[str, list[Wanted]]) -> None:
+def build_block(run: Run, block: CapturedBlock, missing: Mapping[str, list[WantedVariant]]) -> None:
     """Build the missing variants of one block's sites."""
     for site in run.skeleton.block_sites(block.index):
         items = missing.get(site.id, [])
         if items:
             W_OI = weight_of(site, block.parameters[site.parameter])
-            build_site(run, W_OI, block.statistics.get(site.id), items)
+            build_site(run, site, W_OI, block.statistics.get(site.id), items)
 
 
 def build_site(
-    run: Run, W_OI: Tensor, statistics: Statistics | None, items: Iterable[Wanted]
+    run: Run,
+    site: Site,
+    W_OI: Tensor,
+    statistics: Statistics | None,
+    items: Sequence[WantedVariant],
 ) -> None:
-    """Build variants of one weight and store them."""
-    for item in items:
-        with run.library.building(item.key):
-            built = build_variant(
-                site=item.site.id,
-                candidate=item.candidate,
-                W_OI=W_OI,
-                statistics=statistics,
-                key=item.key,
-                inputs=item.inputs,
-            )
+    """Build variants of one weight and store them; their locks are held meanwhile."""
+    with ExitStack() as locks:
+        for item in items:
+            locks.enter_context(run.library.building(item.key))
+        for built in build_variants(site.id, W_OI, statistics, items):
             run.library.store(built.record, built.tensors)
 
 
 def _build_table(
-    run: Run, stream: Stream, folder: Path, site: Site, items: Iterable[Wanted]
+    run: Run, stream: Stream, folder: Path, site: Site, items: Sequence[WantedVariant]
 ) -> None:
     """A table's inputs: hidden states for a head, token frequencies for an embedding."""
     parameter = run.original.parameters.load([site.parameter])[site.parameter]
@@ -165,7 +158,7 @@ def _build_table(
         # A looked-up row is the output itself: its squared error, mean over rows.
         gram = torch.eye(site.shape[1]) / site.shape[0]
         statistics = Statistics(tokens=run.texts.calibration.tokens, input_gram=gram)
-    build_site(run, weight_of(site, parameter), statistics, items)
+    build_site(run, site, weight_of(site, parameter), statistics, items)
 
 
 def pose_problem(run: Run, built: Built) -> Problem:

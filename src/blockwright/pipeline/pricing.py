@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from blockwright.capture import BlockObserver, linear_sites
-from blockwright.library.build import build_variant, needs_of
+from blockwright.library.build import WantedVariant, build_variants, needs_of
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.proving import peak_rss_bytes
 from blockwright.progress import Progress, SilentProgress
@@ -64,15 +64,10 @@ def _build_seconds(
     for site in sites:
         if site.shape not in by_shape and site.id in statistics:
             began = time.monotonic()
-            for candidate in run.candidates_for(site):
-                build_variant(
-                    site=site.id,
-                    candidate=candidate,
-                    W_OI=weight_of(site, parameters[site.parameter]),
-                    statistics=statistics[site.id],
-                    key="",
-                    inputs={},
-                )
+            wanted = [WantedVariant(item, "", {}) for item in run.candidates_for(site)]
+            W_OI = weight_of(site, parameters[site.parameter])
+            for _ in build_variants(site.id, W_OI, statistics[site.id], wanted):
+                pass
             by_shape[site.shape] = time.monotonic() - began
         total += by_shape.get(site.shape, 0.0)
     return total

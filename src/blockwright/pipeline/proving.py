@@ -16,7 +16,7 @@ from blockwright.anatomy import build_skeleton
 from blockwright.assemble import Layout, assemble
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
-from blockwright.evaluate import FinalHidden, loaded_logits, measure, measure_speed, run_to_file
+from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
 from blockwright.pipeline.choosing import kept_blocks, measure_plan, original_hidden
 from blockwright.pipeline.opening import Run
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
@@ -104,17 +104,10 @@ def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
             measure_plan(run, uniform, original, heldout.digest) if uniform is not None else None
         )
         stage.advance()
-    check_reload(run, out, fitted)
+    speed = check_reload(run, out, fitted)
     scratch.unlink()
-    speeds, notes = _speeds(run, out)
-    return Proof(
-        original=measure(original),
-        fitted=quality,
-        uniform=uniform_quality,
-        original_speed=speeds[0],
-        fitted_speed=speeds[1],
-        notes=notes,
-    )
+    original_speed, notes = _original_speed(run) if request.speed else (None, ())
+    return Proof(measure(original), quality, uniform_quality, original_speed, speed, notes)
 
 
 def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cpu") -> Stream:
@@ -133,61 +126,56 @@ def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cp
     return Stream(skeleton, weights, dtype=torch.float32, device=device)
 
 
-def check_reload(run: Run, out: Path, fitted: FinalHidden) -> None:
-    """Load the folder as a user would and compare its outputs with the streamed ones."""
+def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
+    """Load the folder as a user would, compare its outputs with the streamed ones, time it."""
+    stream = fitted.stream
+    rows = fitted.inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
+    inputs = Inputs(fitted.inputs.name, rows, RELOAD_ROWS)
     with run.progress.stage("reload in a fresh process"):
-        rows = fitted.inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
-        inputs = Inputs(fitted.inputs.name, rows, RELOAD_ROWS)
         target = fitted.file.path.with_name("reload.bin")
         target.unlink(missing_ok=True)
-        hidden = run_to_file(fitted.stream, inputs, target)
-        expected = torch.cat(list(hidden.outputs()))
+        expected = torch.cat(list(run_to_file(stream, inputs, target).outputs()))
         target.unlink()
-        task = fitted.stream.skeleton.task
-        loaded = loaded_logits(
-            out,
-            rows,
+        answers = ask_fresh_process(
+            _loading(run, out),
+            speed_ids=_speed_ids(run) if run.request.speed else None,
+            inputs=rows,
             input_name=inputs.name,
-            task=task,
-            trust_remote_code=run.request.trust_remote_code,
-        ).reshape(expected.shape)
+        )
+    if answers.outputs is None:
+        raise ModelError(f"{out} gave no outputs in a fresh process")
+    loaded = answers.outputs.reshape(expected.shape)
     difference = float((loaded - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
     if not difference <= RELOAD_TOLERANCE:
         raise ModelError(
             f"{out} loads, but its outputs differ from the assembled ones by {difference:.2g}"
             f" (allowed {RELOAD_TOLERANCE:g}); do not use it, and report this"
         )
+    return answers.speed
 
 
-def _speeds(run: Run, out: Path) -> tuple[tuple[Speed | None, Speed | None], tuple[str, ...]]:
-    """Speed of the original and the fitted model, each alone in a fresh process."""
-    size = run.original.checkpoint.total_file_bytes
-    free = available_bytes()
-    if 1.5 * size > free:
-        note = (
-            f"original's speed not measured: it needs {1.5 * size:.3g} bytes, {free:.3g} are free"
-        )
-        folders: list[Path | None] = [None, out]
-        notes: tuple[str, ...] = (note,)
-    else:
-        folders, notes = [run.original.source.path, out], ()
-    ids = run.texts.heldout.ids[0, :SPEED_PREFILL_TOKENS]
-    with run.progress.stage("measure speed", 2, "models") as stage:
-        speeds = []
-        for folder in folders:
-            speeds.append(_speed_of(run, folder, ids) if folder is not None else None)
-            stage.advance()
-    return (speeds[0], speeds[1]), notes
+def _original_speed(run: Run) -> tuple[Speed | None, tuple[str, ...]]:
+    """The original's, alone in a fresh process, where memory allows."""
+    needed, free = 1.5 * run.original.checkpoint.total_file_bytes, available_bytes()
+    if needed > free:
+        note = f"original's speed: skipped, it needs {needed:.3g} bytes and {free:.3g} are free"
+        return None, (note,)
+    with run.progress.stage("time the original"):
+        loading = _loading(run, run.original.source.path)
+        return ask_fresh_process(loading, speed_ids=_speed_ids(run)).speed, ()
 
 
-def _speed_of(run: Run, folder: Path, ids: Tensor) -> Speed:
-    return measure_speed(
-        folder,
-        ids,
+def _loading(run: Run, folder: Path) -> Loading:
+    return Loading(
+        folder=folder,
         task=run.skeleton.task,
         device=run.request.device,
         trust_remote_code=run.request.trust_remote_code,
     )
+
+
+def _speed_ids(run: Run) -> Tensor:
+    return run.texts.heldout.ids[0, :SPEED_PREFILL_TOKENS]
 
 
 def plan_as_text(plan: Plan) -> str:

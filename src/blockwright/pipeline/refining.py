@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from blockwright.capture import BlockObserver
 from blockwright.library import variant_key
-from blockwright.library.build import build_variant, needs_of, variant_inputs
+from blockwright.library.build import WantedVariant, needs_of, variant_inputs
+from blockwright.pipeline.building import build_site
 from blockwright.pipeline.choosing import (
     dense_weight,
     kept_blocks,
@@ -39,7 +39,7 @@ def refine_plan(run: Run, plan: Plan) -> Plan:
 def solve_sequentially(run: Run, plan: Plan) -> Plan:
     """The plan with refined variants in place of those whose methods read statistics."""
     sites = by_id(run.skeleton)
-    keys = refined_keys(run, plan)
+    keys = refined_variants(run, plan)
     chosen = {
         site: RefinedSite(sites[site], needs_of([Candidate.parse(plan.choices[site].candidate)]))
         for site in keys
@@ -48,20 +48,10 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
         return plan
 
     def solve(site: Site, W_OI: Tensor, statistics: Statistics | None) -> Tensor:
-        key, inputs = keys[site.id]
-        candidate = Candidate.parse(plan.choices[site.id].candidate)
-        if run.library.lookup(key) is None:
-            with run.library.building(key):
-                built = build_variant(
-                    site=site.id,
-                    candidate=candidate,
-                    W_OI=W_OI,
-                    statistics=statistics,
-                    key=key,
-                    inputs=inputs,
-                )
-                run.library.store(built.record, built.tensors)
-        return dense_weight(run, site, standing_key(run, plan, key, site.id))
+        item = keys[site.id]
+        if run.library.lookup(item.key) is None:
+            build_site(run, site, W_OI, statistics, [item])
+        return dense_weight(run, site, standing_key(run, plan, item.key, site.id))
 
     stream = run.stream(dtype=run.capture_dtype, blocks=kept_blocks(run, plan))
     folder = run.library.work_folder("refine-" + digest_of([plan_digest(plan), run.surroundings]))
@@ -75,22 +65,23 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
     )
 
 
-def refined_keys(run: Run, plan: Plan) -> dict[str, tuple[str, Mapping[str, object]]]:
-    """Library keys of the refined variants: what stands in front is the plan itself."""
+def refined_variants(run: Run, plan: Plan) -> dict[str, WantedVariant]:
+    """Refined variants by site: what stands in front of them is the plan itself."""
     sites = by_id(run.skeleton)
     prefix = plan_digest(plan)
-    keys: dict[str, tuple[str, Mapping[str, object]]] = {}
+    keys: dict[str, WantedVariant] = {}
     for name, choice in plan.choices.items():
         site = sites[name]
         if not choice.key or site.kind is not SiteKind.LINEAR:
             continue
+        candidate = Candidate.parse(choice.candidate)
         inputs = variant_inputs(
             source=run.original.weight_digest(site),
-            candidate=Candidate.parse(choice.candidate),
+            candidate=candidate,
             statistics=f"{run.statistics_digest}/refined-in/{prefix}/{name}",
             surroundings=run.surroundings,
         )
-        keys[name] = (variant_key(inputs), inputs)
+        keys[name] = WantedVariant(candidate, variant_key(inputs), inputs)
     return keys
 
 
@@ -107,8 +98,6 @@ def plan_digest(plan: Plan) -> str:
     return digest_of(sorted((site, c.candidate, c.key) for site, c in plan.choices.items()))
 
 
-def _refined_choice(
-    run: Run, plan: Plan, site: str, key: tuple[str, Mapping[str, object]] | None
-) -> Choice:
+def _refined_choice(run: Run, plan: Plan, site: str, item: WantedVariant | None) -> Choice:
     choice = plan.choices[site]
-    return choice if key is None else replace(choice, key=standing_key(run, plan, key[0], site))
+    return choice if item is None else replace(choice, key=standing_key(run, plan, item.key, site))

@@ -177,19 +177,21 @@ class Stream:
                 tape.answer = rows
                 yield self._forward(shell, inputs.name, batch).last_hidden_state
                 continue
-            for chunk in rows.flatten(0, 1).split(self._head_chunk_tokens):
-                tape.answer = chunk[None]
+            for chunk in self._head_chunks(rows):
+                tape.answer = chunk
                 if observer:
                     observer.start_batch()
                 with tap:
-                    yield self._forward(
-                        shell, inputs.name, torch.zeros(1, len(chunk)).long()
-                    ).logits[0]
+                    tokens = torch.zeros(chunk.shape[:2], dtype=torch.long)
+                    yield self._forward(shell, inputs.name, tokens).logits.flatten(0, 1)
 
-    @property
-    def _head_chunk_tokens(self) -> int:
+    def _head_chunks(self, rows_BTH: Tensor) -> Iterator[Tensor]:
+        """The rows in order, whole ones or parts of one, of few enough logits."""
         vocabulary = int(self.skeleton.config.get_text_config().vocab_size)
-        return max(1, CHUNK_LOGIT_BYTES // (4 * vocabulary))
+        tokens = max(1, CHUNK_LOGIT_BYTES // (4 * vocabulary))
+        length = rows_BTH.shape[1]
+        for some in rows_BTH.split(max(1, tokens // length)):
+            yield from some.split(tokens, dim=1) if length > tokens else (some,)
 
     def _shell(self) -> nn.Module:
         """Stem and head with their weights and an empty block list."""

@@ -44,6 +44,8 @@ class FitRequest:
     eval_tokens: int | None = None
     device: str = "cpu"
     trust_remote_code: bool = False
+    speed: bool = True
+    """Whether tokens per second and resident memory are measured at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

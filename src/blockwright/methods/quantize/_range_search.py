@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
+from blockwright.numerics.finite import all_finite
 from blockwright.types import Grid, GridFormat, Statistic, Statistics
 
 Search = Literal["none", "mse", "gram"]
@@ -41,7 +41,7 @@ def input_energy(statistics: Statistics) -> Tensor:
 
 def check_finite(W_OI: Tensor) -> None:
     """Raise ``NumericalError`` for a weight with NaN or infinity."""
-    if not torch.isfinite(W_OI.sum(dtype=torch.float64)):
+    if not all_finite(W_OI):
         raise NumericalError("the weight holds NaN or infinity")
 
 

@@ -50,6 +50,7 @@ from blockwright.methods.quantize._range_search import (
     input_energy,
 )
 from blockwright.numerics.column_rounding import ColumnRounder, column_rounder
+from blockwright.numerics.finite import all_finite
 from blockwright.numerics.inverse_hessian import upper_factor
 from blockwright.types import (
     Format,
@@ -163,7 +164,7 @@ class Gptq(LinearMethod):
                 grid, W_IO = in_static_groups(W_OI, U_II, order, fit)
             else:
                 grid, W_IO = in_dynamic_groups(W_OI, U_II, format, fit)
-            if not torch.isfinite(W_IO.sum(dtype=torch.float64)):
+            if not all_finite(W_IO):
                 raise NumericalError("the compensated weights grew past float32; raise the damping")
             yield GridSolution(codes_OI=grid.encode(W_IO.T, slice(None)), grid=grid)
 
