@@ -199,7 +199,7 @@ def test_every_field_of_the_request_has_an_option(
 ) -> None:
     help_text = command_line("fit", "--help").out
     for field in fields(FitRequest):
-        option = {"budget": "--bits", "model": "model"}.get(
+        option = {"budget": "--bits", "model": "model", "speed": "--no-speed"}.get(
             field.name, "--" + field.name.replace("_", "-")
         )
         assert option in help_text

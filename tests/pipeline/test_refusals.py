@@ -40,7 +40,7 @@ def refusal(asked: FitRequest) -> str:
     return message
 
 
-def change_tensors(asked: FitRequest, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_tensors(asked: FitRequest, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     path = Path(asked.model) / "model.safetensors"
     tensors = load_file(path)
     change(tensors)

@@ -47,9 +47,9 @@ def fit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print memory, disk and minutes, and stop.")
     ] = False,
-    speed: Annotated[
-        bool, typer.Option(help="Measure tokens per second and resident memory at the end.")
-    ] = True,
+    no_speed: Annotated[
+        bool, typer.Option("--no-speed", help="Do not time the models at the end.")
+    ] = False,
     device: options.Device = "cpu",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -77,7 +77,7 @@ def fit(
         eval_tokens=eval_tokens,
         device=device,
         trust_remote_code=trust_remote_code,
-        speed=speed,
+        speed=not no_speed,
     )
     run_fit(request, dry_run=dry_run, as_json=as_json)
 
