@@ -1,0 +1,64 @@
+"""``python -m benchmarks [decode] [memory] --out DIR``: JSON with the machine's description."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks import decode, memory
+
+BENCHMARKS = ("decode", "memory")
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", nargs="*", default=list(BENCHMARKS))
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--blocks", type=int, default=22)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16_384)
+    arguments = parser.parse_args()
+    unknown = set(arguments.which) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"unknown benchmark {sorted(unknown)[0]!r}; there are {', '.join(BENCHMARKS)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for which in arguments.which:
+        if which == "decode":
+            figures = decode.run(arguments.out, arguments.blocks, arguments.rounds)
+        else:
+            figures = memory.run(arguments.out, arguments.blocks, arguments.tokens)
+        report = {"benchmark": which, "machine": machine(), "figures": figures}
+        text = json.dumps(report, indent=1)
+        (arguments.out / f"{which}.json").write_text(text + "\n", encoding="utf-8")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
