@@ -9,7 +9,7 @@ Names:   int4-g64 (asymmetric), int4-g64-sym, int4-row, int4-row-sym = int4, and
          groups of 32, 64, 128 or the row.
 Stored:  weight      uint8, flat, so that plain loading raises: dense ``bits``-bit codes of [O, I]
          scale       bfloat16 [O, G]
-         zero_point  uint8, flat: dense ``bits``-bit codes of [O, G]; asymmetric only
+         zero_point  uint8, flat: dense ``bits``-bit codes of [G, O]; asymmetric only
          bias        as it was
 Shapes:  O out features, I in features, T tokens, G = I / group_size (1 for rows).
 Units:   bits per weight = bits + (16 + bits or 0) / group_size.
@@ -133,7 +133,7 @@ class IntFormat(GridFormat):
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         out_features, in_features = shape
         groups = self.groups(in_features)
-        zero_points = 0 if self.symmetric else packed_bytes(self.bits, out_features, groups)
+        zero_points = 0 if self.symmetric else packed_bytes(self.bits, groups, out_features)
         scales = out_features * groups * SCALE_DTYPE.itemsize
         return packed_bytes(self.bits, out_features, in_features) + scales + zero_points
 
@@ -175,13 +175,13 @@ class IntFormat(GridFormat):
     ) -> IntLinear:
         if not isinstance(grid, AffineGrid):
             raise TypeError(f"{self.name} stores codes of an AffineGrid, not {type(grid).__name__}")
-        zero_point = grid.zero_point.to(torch.uint8)
+        zero_point_GO = grid.zero_point.to(torch.uint8).t().contiguous()
         return IntLinear(
             self,
             (codes_OI.shape[0], codes_OI.shape[1]),
             weight=pack_codes(codes_OI, self.bits),
             scale=grid.scale.to(SCALE_DTYPE, copy=True),
-            zero_point=None if self.symmetric else pack_codes(zero_point, self.bits),
+            zero_point=None if self.symmetric else pack_codes(zero_point_GO, self.bits),
             bias=bias_O,
             dtype=dtype,
         )
@@ -192,7 +192,7 @@ class IntFormat(GridFormat):
         out_features, in_features = shape
         groups = self.groups(in_features)
         codes = packed_bytes(self.bits, out_features, in_features)
-        zero_points = packed_bytes(self.bits, out_features, groups)
+        zero_points = packed_bytes(self.bits, groups, out_features)
         return IntLinear(
             self,
             shape,
@@ -273,7 +273,7 @@ class IntLinear(FormatLinear):
         }
         if not self.format.symmetric:
             zero_point = matrix.zero_point()[:, :groups].to(torch.uint8)
-            tensors["zero_point"] = pack_codes(zero_point, bits)
+            tensors["zero_point"] = pack_codes(zero_point.t().contiguous(), bits)
         return tensors
 
     @property
@@ -371,19 +371,21 @@ class IntLinear(FormatLinear):
 
     def _codes(self, rows: slice | Tensor) -> Tensor:
         """uint8 [rows, I]"""
-        return self._unpacked(self.weight, rows, self.in_features)
+        if self.weight is None:
+            raise RuntimeError("the codes are packed; call restore() first")
+        chosen = self.weight.view(self.out_features, -1)[rows]
+        bits = self.format.bits
+        return unpack_codes(chosen.reshape(-1), bits, chosen.shape[0], self.in_features)
 
     def _zero_points(self, rows: slice | Tensor) -> Tensor:
         """fp32 [rows, G], or [1, 1]"""
         if self.format.symmetric:
             return torch.full((1, 1), 1 << (self.format.bits - 1), device=self.device).float()
-        return self._unpacked(self.zero_point, rows, self.format.groups(self.in_features)).float()
-
-    def _unpacked(self, packed: Tensor | None, rows: slice | Tensor, columns: int) -> Tensor:
-        if packed is None:
-            raise RuntimeError("the codes are packed; call restore() first")
-        chosen = packed.view(self.out_features, -1)[rows]
-        return unpack_codes(chosen.reshape(-1), self.format.bits, chosen.shape[0], columns)
+        if self.zero_point is None:
+            raise RuntimeError("the zero points are packed; call restore() first")
+        groups = self.format.groups(self.in_features)
+        codes_GO = unpack_codes(self.zero_point, self.format.bits, groups, self.out_features)
+        return codes_GO.t()[rows].float()
 
     def _dequantized(self, rows: slice | Tensor) -> Tensor:
         """fp32 [rows, I]"""
