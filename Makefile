@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+TEST_WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
@@ -19,7 +20,7 @@ setup: $(STAMP) ## create .venv and install the pinned versions
 demo: $(STAMP) ## fit the bundled model to 4.3 bits per weight and print what it cost
 	@$(BIN)/blockwright demo --out build/demo
 test: $(STAMP) ## run the tests (slow ones left out)
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS)
 lint: $(STAMP) ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 types: $(STAMP) ## mypy --strict

@@ -1,22 +1,29 @@
-"""Fit a model to a budget from Python, then use the folder with plain transformers.
+"""Fit a model to a budget, then use the folder with plain transformers.
 
-python examples/fit_and_generate.py MODEL OUT
+python examples/fit_and_generate.py MODEL OUT [TEXT]
 """
 
 import sys
 
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 import blockwright  # from here on transformers can load fitted folders
 
-model, out = sys.argv[1:3]
-result = blockwright.fit(model, budget=4.3, out=out, preset="fast")
-print(
-    f"{result.original_size_bytes} -> {result.size_bytes} bytes,",
-    f"KL {result.fitted.kl_divergence}",
+model, out, *text = sys.argv[1:]
+result = blockwright.fit(
+    model, budget=4.6, out=out, preset="fast", calibration=text[0] if text else None
 )
-
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+print(f"{result.original_size_bytes} -> {result.size_bytes} bytes")
+print(f"perplexity {result.original.perplexity:.2f} -> {result.fitted.perplexity:.2f}")
 
 tokenizer = AutoTokenizer.from_pretrained(out)
 fitted = AutoModelForCausalLM.from_pretrained(out)
 prompt = tokenizer("import os\n", return_tensors="pt")
-print(tokenizer.decode(fitted.generate(**prompt, max_new_tokens=20, do_sample=False)[0]))
+tokens = fitted.generate(
+    input_ids=prompt["input_ids"],
+    attention_mask=prompt["attention_mask"],
+    max_new_tokens=20,
+    do_sample=False,
+    pad_token_id=tokenizer.pad_token_id,
+)
+print(tokenizer.decode(tokens[0]))

@@ -6,8 +6,12 @@ under the budget; an option that contains sites (a dropped block) takes the plac
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +26,7 @@ from blockwright.types import Budget, Option, Plan, Problem
 RELATIVE_GAP = 1e-4
 """A plan's predicted loss is within this fraction of the best possible one."""
 OBJECTIVE_SCALE = 1e4
+TOLERANCE_RETRIES = 8
 
 
 @dataclass(frozen=True)
@@ -132,27 +137,53 @@ def _smallest(columns: Sequence[Column], budget: Budget) -> list[Column]:
 
 
 def _solve_columns(columns: Sequence[Column], limit: int, budget: Budget) -> list[Column]:
+    """The columns taken; the solver keeps limits within a tolerance, so it is asked again if over."""
+    bound = limit
+    for _ in range(TOLERANCE_RETRIES):
+        taken = _run_solver(columns, bound, budget)
+        over = sum(column.bytes_under(budget) for column in taken) - limit
+        if over <= 0:
+            return taken
+        bound -= 2 * over
+    raise PlanError(f"the solver's plan stays over {budget}; report this")
+
+
+def _run_solver(columns: Sequence[Column], limit: int, budget: Budget) -> list[Column]:
     loss = np.array([column.loss for column in columns])
     size = np.array([column.bytes_under(budget) for column in columns], dtype=float)
-    rows = _choice_rows(columns)
     scale = OBJECTIVE_SCALE / max(float(loss.max()), np.finfo(float).tiny)
     weight = max(float(limit), 1.0)
-    result = milp(
-        loss * scale,
-        constraints=[
-            LinearConstraint(rows, 1, 1),
-            LinearConstraint(csr_matrix(size[None] / weight), -np.inf, limit / weight),
-        ],
-        integrality=np.ones(len(columns)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": RELATIVE_GAP, "presolve": True},
-    )
+    with printing_discarded():
+        result = milp(
+            loss * scale,
+            constraints=[
+                LinearConstraint(_choice_rows(columns), 1, 1),
+                LinearConstraint(csr_matrix(size[None] / weight), -np.inf, limit / weight),
+            ],
+            integrality=np.ones(len(columns)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": RELATIVE_GAP},
+        )
     if result.x is None:
         raise PlanError(f"no plan found under {budget}: {result.message}")
-    taken = [column for column, x in zip(columns, result.x, strict=True) if x > 0.5]
-    if sum(column.bytes_under(budget) for column in taken) > limit:
-        raise PlanError(f"the solver's plan is over {budget}; report this")
-    return taken
+    return [column for column, x in zip(columns, result.x, strict=True) if x > 0.5]
+
+
+@contextmanager
+def printing_discarded() -> Iterator[None]:
+    """HiGHS prints remarks to the process's stdout, where results belong; they are dropped."""
+    c_library = ctypes.CDLL(None)
+    sys.stdout.flush()
+    c_library.fflush(None)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+        c_library.fflush(None)
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _choice_rows(columns: Sequence[Column]) -> csr_matrix:
