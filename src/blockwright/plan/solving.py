@@ -137,7 +137,7 @@ def _smallest(columns: Sequence[Column], budget: Budget) -> list[Column]:
 
 
 def _solve_columns(columns: Sequence[Column], limit: int, budget: Budget) -> list[Column]:
-    """The columns taken; the solver keeps limits within a tolerance, so it is asked again if over."""
+    """The columns taken; the solver keeps limits within a tolerance: if over, it is asked again"""
     bound = limit
     for _ in range(TOLERANCE_RETRIES):
         taken = _run_solver(columns, bound, budget)
