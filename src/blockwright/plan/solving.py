@@ -160,7 +160,7 @@ def _run_solver(columns: Sequence[Column], limit: int, budget: Budget) -> list[C
                 LinearConstraint(_choice_rows(columns), 1, 1),
                 LinearConstraint(csr_matrix(size[None] / weight), -np.inf, limit / weight),
             ],
-            integrality=np.ones(len(columns)),
+            integrality=np.ones(len(columns), dtype=np.int64),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": RELATIVE_GAP},
         )
