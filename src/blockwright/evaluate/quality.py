@@ -37,8 +37,8 @@ def run_to_file(stream: Stream, inputs: Inputs, target: Path) -> FinalHidden:
     final = stream.file(target, stem)
     if not final.is_complete(inputs.rows):
         current = scratch
-        for index in stream.blocks:
-            following = target.with_suffix(f".{index % 2}")
+        for position, index in enumerate(stream.blocks):
+            following = target.with_suffix(f".{position % 2}")
             block, source = stream.block(index), stream.file(current, stem)
             batches = source.batches(inputs.rows, inputs.batch_size)
             stream.run_block(index, block, stem, batches, output=following)
