@@ -56,7 +56,7 @@ def test_a_failing_write_is_one_line_and_loses_nothing(
     disk = Disk(monkeypatch, code)
     pipeline.fit(asked)
     total, expected = disk.writes, (tmp_path / "out" / "model.safetensors").read_bytes()
-    for place in (1, 2, total // 7, total // 3, total // 2, total - 8, total - 5, total - 3):
+    for place in (1, total // 7, total // 2, total - 7, total - 3):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         shutil.rmtree(tmp_path / "library", ignore_errors=True)
         disk.writes, disk.fails_at = 0, place

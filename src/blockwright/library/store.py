@@ -1,43 +1,53 @@
 """A folder of built variants.
 
-    library.json                         version of this layout
-    entries/<k>/<key>/entry.json         record, with size and digest of the tensors; written last
+    library.json                         version of this layout; shared (flock) by all who use it
     entries/<k>/<key>/tensors.safetensors
+    entries/<k>/<key>/entry.json         record, with size and digest of the tensors; written last
     locks/<key>                          held (flock) by the process that builds the entry
     problems/<fingerprint>-<stats>.json  what plans are solved from, without the model
     results/<key>.json                   figures measured once
     work/<name>/                         hidden states of unfinished runs
 
 An entry exists when its ``entry.json`` does and the tensors are as it says; anything else is
-absent, is removed when met, and is built again.
+absent, is removed when met, reported in ``repairs``, and is built again.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.errors import LibraryError, OutputError
-from blockwright.types import Option, Problem, VariantRecord
+from blockwright.errors import LibraryError
+from blockwright.library.documents import (
+    PARTIAL,
+    DamagedError,
+    cannot_write,
+    canonical,
+    digest,
+    file_digest,
+    read_document,
+    write_document,
+    write_whole,
+)
+from blockwright.library.locks import Shared, only_builder
+from blockwright.library.problems import problem_from_json, problem_to_json
+from blockwright.types import Problem, VariantRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LIBRARY_VERSION = 1
-KEY_BYTES = 20
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def variant_key(inputs: Mapping[str, Any]) -> str:
     """Content address: digest of everything that decides a variant."""
-    return _digest(_canonical(inputs))
+    return digest(canonical(inputs))
 
 
 class Library:
@@ -46,86 +56,87 @@ class Library:
     def __init__(self, folder: Path) -> None:
         """Opens or makes the folder; ``LibraryError`` when a newer Blockwright made it."""
         self.folder = folder
+        self.repairs: list[str] = []
+        """What was found damaged and removed, one line each."""
+        self._held: set[str] = set()
         marker = folder / "library.json"
-        if marker.is_file():
-            version = _read_json(marker).get("version")
-            if version != LIBRARY_VERSION:
-                raise LibraryError(
-                    f"library {folder} has layout version {version}, this Blockwright reads"
-                    f" {LIBRARY_VERSION}; give another --library"
-                )
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise LibraryError(f"{folder} is not empty and no library; give another --library")
-        else:
-            _write(marker, _pretty({"version": LIBRARY_VERSION}))
+        if not marker.is_file():
+            if folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in folder.iterdir()):
+                raise LibraryError(f"{folder} is not empty and no library; give another --library")
+            write_whole(marker, canonical({"version": LIBRARY_VERSION}))
+        try:
+            version = json.loads(marker.read_bytes())["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LibraryError(
+                f"{marker} cannot be read: {error}; give another --library"
+            ) from None
+        if version != LIBRARY_VERSION:
+            raise LibraryError(
+                f"library {folder} has layout version {version}, this Blockwright reads"
+                f" {LIBRARY_VERSION}; give another --library"
+            )
+        self._shared = Shared.of(marker)
 
     # Entries
 
     def lookup(self, key: str) -> VariantRecord | None:
         """The record of a whole entry; None when it is absent or damaged (then it is removed)."""
-        path = self._entry(key) / "entry.json"
-        if not path.is_file():
-            return None
         try:
-            stored = _read_json(path)
-            record = VariantRecord.from_json(stored["record"])
-            size = stored["tensors"]["bytes"]
-        except (LibraryError, KeyError, TypeError):
-            self._remove(key)
+            found = self._read_entry(key)
+        except DamagedError as error:
+            self._remove(key, str(error))
             return None
-        path = path.with_name("tensors.safetensors")
-        if record.available and (not path.is_file() or path.stat().st_size != size):
-            self._remove(key)
-            return None
-        return record
+        return found[0] if found else None
+
+    def intact(self, key: str) -> bool:
+        """Whether an entry is there with every byte as written; if damaged it is removed."""
+        try:
+            self._check_digest(key)
+        except DamagedError as error:
+            self._remove(key, str(error))
+            return False
+        return self.lookup(key) is not None
 
     def tensors(self, key: str) -> dict[str, Tensor]:
         """Packed tensors of an entry, their digest checked; ``LibraryError`` when damaged."""
         from safetensors.torch import load
 
-        problem = self._damage(key)
-        if problem:
-            self._remove(key)
+        try:
+            found = self._read_entry(key)
+            if found is None:
+                raise DamagedError("it is not there")
+            data = self._tensor_path(key).read_bytes() if found[0].available else b""
+            if digest(data) != found[1]["digest"]:
+                raise DamagedError("altered tensors")
+        except DamagedError as error:
+            self._remove(key, str(error))
             raise LibraryError(
-                f"library entry {key} is damaged ({problem}) and was removed; run again"
-            )
-        loaded: dict[str, Tensor] = load((self._entry(key) / "tensors.safetensors").read_bytes())
+                f"library entry {key} is damaged ({error}) and was removed; run again"
+            ) from None
+        loaded: dict[str, Tensor] = load(data) if data else {}
         return loaded
 
     def store(self, record: VariantRecord, tensors: Mapping[str, Tensor]) -> None:
         """Write an entry: tensors first, then its record; each under a temporary name."""
         from safetensors.torch import save
 
-        folder = self._entry(record.key)
         data = save(dict(tensors)) if record.available else b""
         if record.available:
-            _write(folder / "tensors.safetensors", data)
-        described = {"bytes": len(data), "digest": _digest(data)}
-        _write(folder / "entry.json", _pretty({"record": record.to_json(), "tensors": described}))
+            write_whole(self._tensor_path(record.key), data)
+        described = {"bytes": len(data), "digest": digest(data)}
+        content = {"record": record.to_json(), "tensors": described}
+        write_document(self._entry(record.key) / "entry.json", content)
 
     @contextmanager
     def building(self, key: str) -> Iterator[None]:
         """Hold an entry's lock; ``LibraryError`` at once when another process has it."""
-        path = self.folder / "locks" / key
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise _cannot_write(path, error) from None
-        try:
+        with only_builder(self._file("locks", key), self.folder):
+            self._held.add(key)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace") or "unknown"
-                raise LibraryError(
-                    f"library {self.folder}: process {holder} is building the same entry {key};"
-                    " wait for it, or give another --library"
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
+                _remove_partials(self._entry(key))
+                yield
+            finally:
+                self._held.discard(key)
 
     def ls(self) -> list[VariantRecord]:
         """Records of all whole entries, by key."""
@@ -133,24 +144,35 @@ class Library:
         return [record for record in found if record is not None]
 
     def verify(self) -> dict[str, str]:
-        """Key -> what is wrong, for every damaged entry; all bytes are read."""
-        problems = {path.name: self._damage(path.name) for path in self._entry_folders()}
-        return {key: problem for key, problem in problems.items() if problem}
+        """Key -> what is wrong, for every damaged entry; all bytes are read, nothing is removed."""
+        problems = {}
+        for path in self._entry_folders():
+            try:
+                self._check_digest(path.name)
+            except DamagedError as error:
+                problems[path.name] = str(error)
+        return problems
 
     def gc(self) -> dict[str, int]:
-        """Remove damaged and unfinished entries, entries of no problem, and working files."""
-        kept = {option.key for problem in self.problems() for option in problem.options}
-        damaged = set(self.verify())
-        removed = [
-            path
-            for path in self._entry_folders()
-            if path.name in damaged or (kept and not self._belongs(path.name, kept))
-        ]
-        removed += [self.folder / "work", self.folder / "locks"]
-        freed = sum(_folder_bytes(path) for path in removed)
-        for path in removed:
-            shutil.rmtree(path, ignore_errors=True)
-        return {"entries": len(removed) - 2, "bytes": freed}
+        """Remove damaged and unfinished entries, entries of no problem, and working files.
+
+        ``LibraryError`` while another process uses the library: what it builds belongs to no
+        problem yet.
+        """
+        with self._shared.alone():
+            kept = {option.key for problem in self.problems() for option in problem.options}
+            damaged = set(self.verify())
+            entries = [
+                path
+                for path in self._entry_folders()
+                if path.name in damaged or (kept and not self._belongs(path.name, kept))
+            ]
+            removed = [*entries, self.folder / "work", self.folder / "locks"]
+            freed = sum(_folder_bytes(path) for path in removed)
+            for path in removed:
+                shutil.rmtree(path, ignore_errors=True)
+            freed += _remove_partials(self.folder)
+        return {"entries": len(entries), "bytes": freed}
 
     def _belongs(self, key: str, kept: set[str]) -> bool:
         """Whether an entry is an option of a problem, or refined, or a recorded failure."""
@@ -164,121 +186,104 @@ class Library:
 
     def write_problem(self, problem: Problem) -> None:
         """Keep what plans are solved from."""
-        name = f"{problem.fingerprint}-{problem.statistics}.json"
-        _write(self.folder / "problems" / name, _pretty(asdict(problem)))
+        name = f"{problem.fingerprint}-{problem.statistics}"
+        write_document(self._file("problems", f"{name}.json"), problem_to_json(problem))
 
     def problems(self) -> list[Problem]:
-        """All problems, newest first."""
+        """All problems, newest first; a damaged one is removed."""
         paths = list((self.folder / "problems").glob("*.json"))
         paths.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
-        return [_problem(_read_json(path), path) for path in paths]
+        found = [(path, self._document(path)) for path in paths]
+        return [problem_from_json(data, str(path)) for path, data in found if data is not None]
 
     def result(self, key: str) -> dict[str, Any] | None:
         """Figures measured before; None when there are none."""
-        path = self.folder / "results" / f"{key}.json"
-        try:
-            return _read_json(path) if path.is_file() else None
-        except LibraryError:
-            path.unlink(missing_ok=True)
-            return None
+        return self._document(self._file("results", f"{key}.json"))
 
     def store_result(self, key: str, figures: Mapping[str, Any]) -> None:
         """Keep figures."""
-        _write(self.folder / "results" / f"{key}.json", _pretty(dict(figures)))
+        write_document(self._file("results", f"{key}.json"), figures)
 
     def work_folder(self, name: str) -> Path:
         """A folder for the working files of one stage of one run."""
-        path = self.folder / "work" / name
+        path = self._file("work", name)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         return path
 
     # Paths
 
+    def _file(self, folder: str, name: str) -> Path:
+        """A path inside the library; names come from digests, never from outside it."""
+        if not NAME.fullmatch(name):
+            raise LibraryError(f"library {self.folder}: {name!r} is no name for one of its files")
+        return self.folder / folder / name
+
     def _entry(self, key: str) -> Path:
-        return self.folder / "entries" / key[:2] / key
+        return self._file(f"entries/{key[:2]}", key)
+
+    def _tensor_path(self, key: str) -> Path:
+        return self._entry(key) / "tensors.safetensors"
 
     def _entry_folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("entries/*/*") if path.is_dir())
 
-    def _remove(self, key: str) -> None:
-        shutil.rmtree(self._entry(key), ignore_errors=True)
+    # Damage
 
-    def _damage(self, key: str) -> str:
-        """What is wrong with an entry; empty when nothing is."""
+    def _read_entry(self, key: str) -> tuple[VariantRecord, dict[str, Any]] | None:
+        """Record, and size and digest of the tensors; ``DamagedError``, None when absent."""
+        stored = read_document(self._entry(key) / "entry.json")
+        if stored is None:
+            return None
         try:
-            stored = _read_json(self._entry(key) / "entry.json")
-            record = VariantRecord.from_json(stored["record"])
-            if not record.available:
-                return ""
-            data = (self._entry(key) / "tensors.safetensors").read_bytes()
-            return "" if _digest(data) == stored["tensors"]["digest"] else "altered tensors"
-        except LibraryError as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or "unreadable"
+            record, tensors = VariantRecord.from_json(stored["record"]), stored["tensors"]
+            expected = tensors["bytes"] if record.available else 0
         except (KeyError, TypeError) as error:
-            return f"not a record: {error}"
+            raise DamagedError(f"not a record: {error}") from None
+        if record.key != key:
+            raise DamagedError(f"the record of {record.key}")
+        path = self._tensor_path(key)
+        found = path.stat().st_size if record.available and path.is_file() else 0
+        if found != expected:
+            raise DamagedError(f"{found} bytes of tensors, {expected} were written")
+        return record, tensors
+
+    def _check_digest(self, key: str) -> None:
+        found = self._read_entry(key)
+        if found is None:
+            raise DamagedError("unfinished")
+        record, tensors = found
+        if record.available and file_digest(self._tensor_path(key)) != tensors["digest"]:
+            raise DamagedError("altered tensors")
+
+    def _document(self, path: Path) -> dict[str, Any] | None:
+        try:
+            return read_document(path)
+        except DamagedError as error:
+            self.repairs.append(f"{path} was damaged ({error}) and removed")
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+
+    def _remove(self, key: str, reason: str) -> None:
+        """Remove a damaged entry, unless another process is building it now."""
+        self.repairs.append(f"library entry {key} was damaged ({reason}) and removed")
+        if key in self._held:
+            shutil.rmtree(self._entry(key), ignore_errors=True)
+            return
+        with suppress(LibraryError), self.building(key):
+            shutil.rmtree(self._entry(key), ignore_errors=True)
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _pretty(value: Any) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=KEY_BYTES).hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ``LibraryError`` when it is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise LibraryError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise LibraryError(f"{path} holds a {type(value).__name__}, no object")
-    return value
-
-
-def _problem(data: dict[str, Any], path: Path) -> Problem:
-    try:
-        options = tuple(
-            Option(**{**option, "contains": tuple(option["contains"])})
-            for option in data["options"]
-        )
-        return Problem(**{**data, "options": options})
-    except (KeyError, TypeError) as error:
-        raise LibraryError(f"{path} is of another version ({error}); run `fit` again") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: to a temporary name, then renamed.
-
-    Not synced: a killed process loses nothing, and what a power cut damages is noticed by its size
-    or digest and built again.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write {path}: {error.strerror}; free space or permissions there, or give another"
-        " --library; the same command resumes"
-    )
+def _remove_partials(folder: Path) -> int:
+    """Remove what a killed process left half-written; the bytes that frees."""
+    freed = 0
+    for path in folder.rglob(f"*{PARTIAL}"):
+        freed += path.stat().st_size
+        path.unlink(missing_ok=True)
+    return freed
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -4,9 +4,10 @@ from blockwright.plan.checking import check_plan, resolve_edited, unbuilt
 from blockwright.plan.limits import budget_bytes, original_bits
 from blockwright.plan.solving import frontier, solve
 from blockwright.plan.totals import plan_of
-from blockwright.plan.uniform import uniform_plans
+from blockwright.plan.uniform import best_uniform, uniform_plans
 
 __all__ = [
+    "best_uniform",
     "budget_bytes",
     "check_plan",
     "frontier",

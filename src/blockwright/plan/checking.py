@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from blockwright.errors import PlanError
+from blockwright.plan.limits import excess
 from blockwright.plan.totals import plan_of
 from blockwright.types import Option, Plan, Problem
 
+Offered = Mapping[str, Mapping[str, Option]]
+"""Site -> candidate -> option."""
+
 
 def check_plan(plan: Plan, problem: Problem) -> None:
-    """Raise ``PlanError`` where a plan does not belong to a problem or contradicts itself."""
+    """Raise ``PlanError`` where a plan does not belong to a problem or contradicts itself.
+
+    A candidate that the problem has no option for is no error here (see ``unbuilt``); ``drop`` is,
+    for nothing can be built there.
+    """
     if plan.fingerprint != problem.fingerprint:
         raise PlanError(f"the plan was made for another model than {problem.model}")
     options = options_by_site(problem)
     held = contained(plan, options)
-    for site in plan.choices:
+    for site, choice in plan.choices.items():
         if site not in options:
-            close = difflib.get_close_matches(site, list(options), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = _nearest(site, options)
             raise PlanError(f"the plan names {site}, which {problem.model} does not have{hint}")
         if site in held:
             raise PlanError(
                 f"the plan chooses for {site} and also for {held[site]}, which holds it"
             )
+        if choice.candidate == "drop" and "drop" not in options[site]:
+            raise PlanError(f"the plan drops {site}, which cannot be dropped; choose keep")
     for site, offered in options.items():
         optional = all(option.contains for option in offered.values())
         if site not in plan.choices and site not in held and not optional:
@@ -40,14 +49,17 @@ def options_by_site(problem: Problem) -> dict[str, dict[str, Option]]:
     return found
 
 
-def contained(plan: Plan, options: Mapping[str, Mapping[str, Option]]) -> dict[str, str]:
-    """Site -> the chosen site that holds it."""
-    return {
-        inner: site
-        for site, choice in plan.choices.items()
-        if site in options and choice.candidate in options[site]
-        for inner in options[site][choice.candidate].contains
-    }
+def contained(plan: Plan, options: Offered) -> dict[str, str]:
+    """Site -> the chosen site that holds it; ``PlanError`` where two chosen sites hold one."""
+    held: dict[str, str] = {}
+    for site, choice in plan.choices.items():
+        option = options.get(site, {}).get(choice.candidate)
+        for inner in option.contains if option else ():
+            if held.setdefault(inner, site) != site:
+                raise PlanError(
+                    f"the plan chooses for {held[inner]} and for {site}, and both hold {inner}"
+                )
+    return held
 
 
 def unbuilt(plan: Plan, problem: Problem) -> list[tuple[str, str]]:
@@ -61,19 +73,33 @@ def unbuilt(plan: Plan, problem: Problem) -> list[tuple[str, str]]:
 
 
 def resolve_edited(plan: Plan, problem: Problem) -> Plan:
-    """The plan with costs and library keys of the problem's options, and its totals recounted."""
+    """The plan with costs and library keys of the problem's options, and its totals recounted.
+
+    Raises ``PlanError`` where a candidate is not there, or the plan is over the limits it carries.
+    """
     check_plan(plan, problem)
-    missing = unbuilt(plan, problem)
-    if missing:
-        site, candidate = missing[0]
-        offered = ", ".join(sorted(options_by_site(problem)[site]))
-        raise PlanError(f"the plan asks for {candidate} at {site}; available there: {offered}")
     options = options_by_site(problem)
+    for site, candidate in unbuilt(plan, problem)[:1]:
+        offered = ", ".join(sorted(options[site]))
+        hint = _nearest(candidate, options[site])
+        raise PlanError(
+            f"the plan asks for {candidate} at {site}{hint}; available there: {offered}"
+        )
     chosen = [options[site][choice.candidate] for site, choice in plan.choices.items()]
-    return plan_of(problem, chosen, budget=plan.budget, name=plan.name)
+    found = plan_of(problem, chosen, budget=plan.budget, name=plan.name, limits=plan.limits)
+    if over := excess(problem, found, plan.limits):
+        raise PlanError(
+            f"the plan takes {over}; choose smaller candidates, or raise or remove its 'limits'"
+        )
+    return found
 
 
-def _check_ties(plan: Plan, options: Mapping[str, Mapping[str, Option]]) -> None:
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _check_ties(plan: Plan, options: Offered) -> None:
     seen: dict[str, tuple[str, str]] = {}
     for site, choice in plan.choices.items():
         tie = next((option.tie for option in options[site].values()), "")

@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-from blockwright.plan.limits import budget_bytes, counts
-from blockwright.plan.solving import Column, columns_of
+from collections.abc import Mapping
+
+from blockwright.plan.limits import budget_bytes, cost_of, limits_of
 from blockwright.plan.totals import plan_of
 from blockwright.types import Budget, Option, Plan, Problem
+
+Offered = Mapping[str, Mapping[str, Option]]
+"""Site -> candidate -> option."""
 
 
 def uniform_plans(problem: Problem, budget: Budget) -> list[Plan]:
     """Plans with one candidate at all linears, those that fit, least predicted loss first.
 
-    Tables keep their weights where that fits, else take the candidate of least loss that does.
+    A linear that nothing but ``keep`` is offered for keeps its weights.  Tables keep theirs under a
+    budget in bits; under one in bytes each candidate of the tables, the same for all, is tried too.
     """
-    columns = [column for column in columns_of(problem) if not column.options[0].contains]
-    linears = [column for column in columns if column.options[0].weights]
-    tables = [column for column in columns if not column.options[0].weights]
-    everywhere = {site for column in linears for site in sites_of(column)}
+    linears, tables, rest = _by_role(problem)
+    kept = ["keep"] if budget.bits is not None else ["keep", *_candidates(tables)]
     limit = budget_bytes(problem, budget)
     plans = []
-    for candidate in sorted({column.options[0].candidate for column in linears} - {"keep"}):
-        chosen = [o for c in linears if c.options[0].candidate == candidate for o in c.options]
-        if {option.site for option in chosen} != everywhere:
-            continue
-        room = limit - sum(option.stored_bytes for option in chosen if counts(option, budget))
-        rest = _tables_within(tables, room, budget)
-        if room >= 0 and rest is not None:
-            name = f"uniform {candidate}"
-            plans.append(plan_of(problem, [*chosen, *rest], budget=str(budget), name=name))
-    return sorted(plans, key=lambda plan: (plan.loss, plan.name))
+    for candidate in _candidates(linears):
+        for table in kept:
+            chosen = [*_everywhere(linears, candidate), *_everywhere(tables, table), *rest]
+            if sum(cost_of(option, budget) for option in chosen) <= limit:
+                name = f"uniform {candidate}" + ("" if table == "keep" else f", tables {table}")
+                limits = limits_of(budget)
+                found = plan_of(problem, chosen, budget=str(budget), name=name, limits=limits)
+                plans.append(found)
+    return sorted(plans, key=lambda plan: (plan.loss, plan.size_bytes, plan.name))
 
 
-def sites_of(column: Column) -> set[str]:
-    """Sites that a column decides."""
-    return {option.site for option in column.options}
+def best_uniform(problem: Problem, budget: Budget) -> Plan | None:
+    """The uniform plan of least predicted loss that fits, if one does."""
+    return next(iter(uniform_plans(problem, budget)), None)
 
 
-def _tables_within(tables: list[Column], room: int, budget: Budget) -> list[Option] | None:
-    """One option per table: kept while there is room, else the smallest loss that fits."""
-    by_site: dict[str, list[Option]] = {}
-    for column in tables:
-        for option in column.options:
-            by_site.setdefault(option.site, []).append(option)
-    chosen = []
-    for site in sorted(by_site):
-        fitting = [o for o in by_site[site] if not counts(o, budget) or o.stored_bytes <= room]
-        if not fitting:
-            return None
-        best = min(fitting, key=lambda option: (option.loss, option.candidate))
-        room -= best.stored_bytes if counts(best, budget) else 0
-        chosen.append(best)
-    return chosen
+def _by_role(problem: Problem) -> tuple[Offered, Offered, list[Option]]:
+    """Linears, tables, and the ``keep`` of what contains others."""
+    offered: dict[str, dict[str, Option]] = {}
+    for option in problem.options:
+        offered.setdefault(option.site, {})[option.candidate] = option
+    containers = {option.site for option in problem.options if option.contains}
+    leaves = {site: found for site, found in offered.items() if site not in containers}
+    linears = {s: found for s, found in leaves.items() if any(o.weights for o in found.values())}
+    tables = {site: found for site, found in leaves.items() if site not in linears}
+    rest = [offered[site]["keep"] for site in containers if "keep" in offered[site]]
+    return linears, tables, rest
+
+
+def _candidates(sites: Offered) -> list[str]:
+    """Candidates that every site with a choice offers, ``keep`` left out."""
+    choices = [set(found) - {"keep"} for found in sites.values()]
+    choices = [found for found in choices if found]
+    return sorted(set.intersection(*choices)) if choices else []
+
+
+def _everywhere(sites: Offered, candidate: str) -> list[Option]:
+    """One option per site: the candidate, or ``keep`` where nothing else is offered."""
+    return [found.get(candidate) or found["keep"] for found in sites.values()]

@@ -28,9 +28,14 @@ class Option:
     key: str = ""
     """Library key; empty for keep and drop."""
     contains: tuple[str, ...] = ()
-    """Sites that are gone or decided when this is chosen (a dropped block holds its linears)."""
+    """Sites that are gone or decided when this is chosen (a dropped block holds its linears, one
+    decision holds q, k and v).  All such options of a site contain the same, and containment nests.
+    """
     tie: str = ""
     """Sites with one tie take the same candidate."""
+    other_bytes: int = 0
+    """Change of the file size beside ``stored_bytes``, not in bits per weight: names in the header;
+    negative for what goes away as well (a dropped block's norms)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,8 @@ class Plan:
     version: int = PLAN_VERSION
     measured: Mapping[str, float] = field(default_factory=dict)
     """Figures measured on the selection text, if any."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """The budget in figures: ``bits``, ``size_bytes``, ``ratio``.  An edited plan keeps them."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
