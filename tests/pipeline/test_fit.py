@@ -140,6 +140,14 @@ def test_loading_without_blockwright_raises(model_folder: ModelFolder, tmp_path:
     assert "size mismatch" in done.stderr or "mismatched" in done.stderr
 
 
+def test_a_loaded_folder_is_not_kept_mapped(model_folder: ModelFolder, tmp_path: Path) -> None:
+    model = with_tokenizer(model_folder("llama", **KINDS["llama"]), tmp_path)
+    out = pipeline.fit(request(model, tmp_path)).out
+    loaded = load(out)
+    assert str(out) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert loaded.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "qwen3_moe"])
 def test_save_pretrained_round_trip(kind: str, model_folder: ModelFolder, tmp_path: Path) -> None:
     model = with_tokenizer(model_folder(kind, **KINDS[kind]), tmp_path)

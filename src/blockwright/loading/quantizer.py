@@ -7,6 +7,7 @@ transformers without Blockwright raises instead of running on random weights.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -77,6 +78,7 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for module in packed_modules(model):
             module.prepare()
+        leave_mapping(model)
         return model
 
     def get_state_dict_and_metadata(
@@ -86,6 +88,24 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         empty = torch.empty(0, dtype=torch.uint8)
         state |= {name: empty.clone() for name in sentinels(model, self.quantization_config.sites)}
         return state, {}
+
+
+def leave_mapping(model: nn.Module) -> None:
+    """Copy what still lies in the mapped file, tensor by tensor.
+
+    One such tensor keeps the whole file mapped, and the packed tensors that were read from it and
+    are no longer needed stay resident with it.  Memory that loading freed goes back to the system.
+    """
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device.type == "cpu":
+                module._buffers[name] = buffer.clone()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def register() -> None:
