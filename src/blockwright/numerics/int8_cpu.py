@@ -36,7 +36,7 @@ class Int8Matrix:
     def pack(cls, codes_OI: Tensor, scale_O: Tensor, *, bits: int) -> Int8Matrix:
         center = 1 << (bits - 1)
         signed = codes_OI.contiguous().sub(center).view(torch.int8)  # bytes wrap, and wrap back
-        return cls(signed, scale_O.to(torch.bfloat16), center)
+        return cls(signed, scale_O.to(torch.bfloat16, copy=True), center)
 
     @property
     def many_tokens(self) -> int:
