@@ -29,6 +29,18 @@ def stored(library: Library, number: int = 0) -> str:
     return key
 
 
+def problem_of(option: Option) -> Problem:
+    return Problem(
+        model="m",
+        fingerprint="f",
+        statistics="s",
+        options=(option,),
+        linear_weights=4,
+        fixed_bytes=0,
+        original_bytes=8,
+    )
+
+
 def tensor_file(library: Library, key: str) -> Path:
     return library.folder / "entries" / key[:2] / key / "tensors.safetensors"
 
@@ -106,15 +118,7 @@ def test_problems_come_back_newest_first(library: Library) -> None:
     option = Option(
         site="a", candidate="keep", weights=4, stored_bytes=8, loss=0.0, contains=("b",)
     )
-    problem = Problem(
-        model="m",
-        fingerprint="f",
-        statistics="s",
-        options=(option,),
-        linear_weights=4,
-        fixed_bytes=0,
-        original_bytes=8,
-    )
+    problem = problem_of(option)
     library.write_problem(problem)
     assert library.problems() == [problem]
 
@@ -122,17 +126,7 @@ def test_problems_come_back_newest_first(library: Library) -> None:
 def test_gc_keeps_what_problems_use(library: Library) -> None:
     kept, dropped = stored(library, 1), stored(library, 2)
     option = Option(site="a", candidate="int4", weights=4, stored_bytes=8, loss=0.0, key=kept)
-    library.write_problem(
-        Problem(
-            model="m",
-            fingerprint="f",
-            statistics="s",
-            options=(option,),
-            linear_weights=4,
-            fixed_bytes=0,
-            original_bytes=8,
-        )
-    )
+    library.write_problem(problem_of(option))
     library.work_folder("x")
     assert library.gc()["entries"] == 1
     assert library.lookup(kept) is not None

@@ -96,10 +96,10 @@ def leave_mapping(model: nn.Module) -> None:
     One such tensor keeps the whole file mapped, and the packed tensors that were read from it and
     are no longer needed stay resident with it.  Memory that loading freed goes back to the system.
     """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.device.type == "cpu":
-                parameter.data = parameter.data.clone()
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device.type == "cpu":
                 module._buffers[name] = buffer.clone()
