@@ -1,6 +1,12 @@
 """Calibration statistics, gathered one block at a time."""
 
 from blockwright.capture.observe import BlockObserver, token_counts
+from blockwright.capture.reverse import (
+    hidden_mean_square,
+    probe_loss,
+    reverse_sweep,
+    sampled_label_loss,
+)
 from blockwright.capture.sweep import (
     CapturedBlock,
     capture_tables,
@@ -14,7 +20,11 @@ __all__ = [
     "CapturedBlock",
     "capture_tables",
     "forward_sweep",
+    "hidden_mean_square",
     "inputs_path",
     "linear_sites",
+    "probe_loss",
+    "reverse_sweep",
+    "sampled_label_loss",
     "token_counts",
 ]

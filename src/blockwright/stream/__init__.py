@@ -1,6 +1,7 @@
 """Runs a model block by block from disk."""
 
 from blockwright.stream.activations import ActivationFile, ActivationWriter
+from blockwright.stream.backward import Loss, block_gradients, head_gradients
 from blockwright.stream.executor import BATCH_TOKENS, Inputs, Stem, Stream
 from blockwright.stream.sources import (
     DenseWeight,
@@ -20,11 +21,14 @@ __all__ = [
     "FittedFolder",
     "Inputs",
     "LinearTap",
+    "Loss",
     "Observer",
     "Stem",
     "Stream",
     "Substituted",
     "WeightSource",
+    "block_gradients",
+    "head_gradients",
     "weight_of",
     "with_weights",
 ]

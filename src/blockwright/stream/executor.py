@@ -48,6 +48,12 @@ class Inputs:
     def batches(self) -> Iterator[Tensor]:
         yield from self.values.split(self.batch_size)
 
+    def first(self, tokens: int) -> Inputs:
+        """The first rows, of about so many tokens: whole batches, at least one."""
+        batch_tokens = self.batch_size * self.values[0].numel()
+        batches = max(1, tokens // batch_tokens)
+        return Inputs(self.name, self.values[: batches * self.batch_size], self.batch_size)
+
 
 @dataclass(frozen=True)
 class Stem:
@@ -164,7 +170,21 @@ class Stream:
         time (the head acts on every position by itself).  Others: last hidden states [B, T, H] by
         batch.
         """
+        for _, outputs in self._head_outputs(inputs, stem, hidden, observer):
+            yield outputs
+
+    @torch.enable_grad()
+    def watch_head(
+        self, inputs: Inputs, stem: Stem, hidden: ActivationFile
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of a chunk of hidden states, which asks for gradients, and its head outputs."""
+        yield from self._head_outputs(inputs, stem, hidden, None)
+
+    def _head_outputs(
+        self, inputs: Inputs, stem: Stem, hidden: ActivationFile, observer: Observer | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         shell, tape = self._shell(), Tape(extra_outputs=stem.extra_outputs)
+        shell.requires_grad_(False)
         self._put_stand_ins(shell, tape)
         tables = {site.id: site for site in self.skeleton.tables}
         parameters = {n: p.detach() for n, p in shell.named_parameters()}
@@ -174,16 +194,17 @@ class Stream:
             rows = hidden.read(start, start + len(batch)).to(self.device)
             start += len(batch)
             if self.skeleton.task != "causal-lm":
-                tape.answer = rows
-                yield self._forward(shell, inputs.name, batch).last_hidden_state
+                tape.answer = rows.requires_grad_(torch.is_grad_enabled())
+                yield tape.answer, self._forward(shell, inputs.name, batch).last_hidden_state
                 continue
             for chunk in self._head_chunks(rows):
-                tape.answer = chunk
+                tape.answer = chunk.requires_grad_(torch.is_grad_enabled())
                 if observer:
                     observer.start_batch()
                 with tap:
                     tokens = torch.zeros(chunk.shape[:2], dtype=torch.long)
-                    yield self._forward(shell, inputs.name, tokens).logits.flatten(0, 1)
+                    logits = self._forward(shell, inputs.name, tokens).logits
+                yield chunk, logits.flatten(0, 1)
 
     def _head_chunks(self, rows_BTH: Tensor) -> Iterator[Tensor]:
         """The rows in order, whole ones or parts of one, of few enough logits."""
