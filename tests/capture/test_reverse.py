@@ -32,7 +32,9 @@ def swept(folder: Path, work: Path, inputs: Inputs) -> tuple[Stream, Stem]:
 def moments(folder: Path, work: Path, inputs: Inputs, seed: int = 0) -> dict[str, Tensor]:
     stream, stem = swept(folder, work, inputs)
     found: dict[str, Tensor] = {}
-    for _, block in reverse_sweep(stream, inputs, stem, work, sampled_label_loss(seed), (0, 1, 2)):
+    for _, block in reverse_sweep(
+        stream, inputs, stem, work, work, sampled_label_loss(seed), (0, 1, 2)
+    ):
         found |= block
     return found
 
@@ -106,15 +108,14 @@ def test_a_killed_sweep_resumes_with_the_same_bits(
     folder = model_folder("llama")
     expected = moments(folder, tmp_path / "whole", inputs)
     stream, stem = swept(folder, tmp_path / "killed", inputs)
-    sweep = reverse_sweep(
-        stream, inputs, stem, tmp_path / "killed", sampled_label_loss(0), (0, 1, 2)
-    )
+    work, loss = tmp_path / "killed", sampled_label_loss(0)
+    sweep = reverse_sweep(stream, inputs, stem, work, work, loss, (0, 1, 2))
     _, kept = next(sweep)
     sweep.close()
     stream, stem = swept(folder, tmp_path / "killed", inputs)
-    other_labels = sampled_label_loss(99)  # of no effect: the loss has been walked through
+    loss = sampled_label_loss(99)  # of no effect: the head has been walked through
     found = dict(kept)
-    for _, block in reverse_sweep(stream, inputs, stem, tmp_path / "killed", other_labels, (0, 1)):
+    for _, block in reverse_sweep(stream, inputs, stem, work, work, loss, (0, 1)):
         found |= block
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[site], value) for site, value in expected.items())
@@ -130,7 +131,7 @@ def test_probes_measure_the_relative_error_of_an_encoder(
     final = stream.file(inputs_path(tmp_path, len(stream.blocks)), stem)
     loss = probe_loss(0, hidden_mean_square(stream, inputs, stem, final))
     found: dict[str, Tensor] = {}
-    for _, block in reverse_sweep(stream, inputs, stem, tmp_path, loss, (0, 1, 2)):
+    for _, block in reverse_sweep(stream, inputs, stem, tmp_path, tmp_path, loss, (0, 1, 2)):
         found |= block
     name = "encoder.layer.2.output.dense"
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()

@@ -7,7 +7,7 @@ declares.  3-D parameters without that declaration are no sites.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -49,8 +49,15 @@ def table_sites(model: PreTrainedModel) -> tuple[Site, ...]:
         sites.append(_table(paths[id(embedding)], embedding, TableRole.EMBEDDING))
     if isinstance(head, nn.Linear):
         sites.append(_table(paths[id(head)], head, TableRole.HEAD))
-    shared = len({id(model.get_parameter(site.parameter)) for site in sites}) < len(sites)
-    return (_tied(*sites),) if shared else tuple(sites)
+    return (_tied(*sites),) if _share_tensor(model, sites) else tuple(sites)
+
+
+def _share_tensor(model: PreTrainedModel, sites: Sequence[Site]) -> bool:
+    """Whether these are one tensor, or will be: while a model loads, its ties are only declared."""
+    names = {site.parameter for site in sites}
+    same = len({id(model.get_parameter(name)) for name in names}) < len(sites)
+    declared = getattr(model, "all_tied_weights_keys", {})
+    return same or any({target, source} == names for target, source in declared.items())
 
 
 def _input_embedding(model: PreTrainedModel) -> nn.Module | None:

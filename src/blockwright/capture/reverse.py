@@ -20,6 +20,7 @@ experts and of what every token passes add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -64,28 +65,35 @@ class OutputMoments:
 
 
 def reverse_sweep(
-    stream: Stream, inputs: Inputs, stem: Stem, folder: Path, loss: Loss, wanted: Collection[int]
+    stream: Stream,
+    inputs: Inputs,
+    stem: Stem,
+    swept: Path,
+    folder: Path,
+    loss: Loss,
+    wanted: Collection[int],
 ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
     """Yield (block, site id -> diagonal of G, fp32 [O]) for the ``wanted`` blocks, last one first.
 
-    ``inputs``: the first rows of those the forward sweep left in ``folder``; ``stem``: theirs.
-    Blocks that are not wanted and whose gradients are on disk are not even loaded.
+    ``inputs``: the first rows of those the forward sweep left in ``swept``; ``stem``: theirs.
+    ``folder`` keeps the gradients; they belong to these inputs and this loss.  Blocks that are not
+    wanted and whose gradients are on disk are not even loaded.
     """
     last = gradients_path(folder, stream.blocks[-1] + 1)
     if not stream.file(last, stem).is_complete(inputs.rows):
-        hidden = stream.file(inputs_path(folder, stream.blocks[-1] + 1), stem)
+        hidden = stream.file(inputs_path(swept, stream.blocks[-1] + 1), stem)
         head_gradients(stream, inputs, stem, hidden, loss, last)
     for index in reversed([index for index in stream.blocks if index >= min(wanted)]):
         done = stream.file(gradients_path(folder, index), stem).is_complete(inputs.rows)
         if index not in wanted and done:
             continue
-        moments = _block_moments(stream, inputs, stem, folder, index)
+        moments = _block_moments(stream, inputs, stem, swept, folder, index)
         if index in wanted:
             yield index, moments
 
 
 def _block_moments(
-    stream: Stream, inputs: Inputs, stem: Stem, folder: Path, index: int
+    stream: Stream, inputs: Inputs, stem: Stem, swept: Path, folder: Path, index: int
 ) -> dict[str, Tensor]:
     observer = OutputMoments()
 
@@ -97,7 +105,7 @@ def _block_moments(
         index,
         stream.block(index),
         stem,
-        batches(inputs_path(folder, index)),
+        batches(inputs_path(swept, index)),
         batches(gradients_path(folder, index + 1)),
         gradients_path(folder, index),
         observer=observer,
@@ -114,7 +122,8 @@ def sampled_label_loss(seed: int) -> Loss:
     def loss(logits_TV: Tensor) -> Tensor:
         log_p_TV = logits_TV.float().log_softmax(-1)
         labels_T = torch.multinomial(log_p_TV.detach().exp(), 1, generator=generator)
-        return -log_p_TV.gather(1, labels_T).sum()
+        nats: Tensor = -log_p_TV.gather(1, labels_T).sum()
+        return nats
 
     return loss
 
@@ -129,7 +138,7 @@ def probe_loss(seed: int, mean_square: float) -> Loss:
 
     def loss(hidden_BTH: Tensor) -> Tensor:
         probe = torch.randn(hidden_BTH.shape, generator=generator)
-        return (hidden_BTH.float() * probe).sum() * (2 / mean_square) ** 0.5
+        return (hidden_BTH.float() * probe).sum() * math.sqrt(2 / mean_square)
 
     return loss
 

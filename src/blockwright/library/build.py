@@ -40,6 +40,8 @@ class BuiltVariant:
 
     record: VariantRecord
     tensors: Mapping[str, Tensor]
+    row_errors: Tensor | None = None
+    """[O] squared error of every output, mean over tokens."""
 
 
 def needs_of(candidates: Collection[Candidate]) -> frozenset[Statistic]:
@@ -105,8 +107,9 @@ class _Job:
         self, solution: Solution, W_OI: Tensor, statistics: Statistics, seconds: float
     ) -> BuiltVariant:
         """Pack a solution and judge it by its squared output error."""
-        facts, tensors = _packed(self, solution, W_OI, statistics.need(Statistic.INPUT_GRAM))
-        return BuiltVariant(self._record(statistics, seconds, facts), tensors)
+        H_II = statistics.need(Statistic.INPUT_GRAM)
+        facts, tensors, errors_O = _packed(self, solution, W_OI, H_II)
+        return BuiltVariant(self._record(statistics, seconds, facts), tensors, errors_O)
 
     def _record(
         self, statistics: Statistics | None, seconds: float, facts: Mapping[str, Any]
@@ -168,10 +171,10 @@ def _solve_jobs(
 
 def _packed(
     job: _Job, solution: Solution, W_OI: Tensor, H_II: Tensor
-) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+) -> tuple[dict[str, Any], Mapping[str, Tensor], Tensor]:
     import torch
 
-    from blockwright.numerics.losses import quadratic_error
+    from blockwright.numerics.losses import quadratic_error, row_errors
 
     if job.format is None or not isinstance(solution, GridSolution):
         raise TypeError(f"{job.wanted.candidate}: a grid format needs a GridSolution")
@@ -179,11 +182,13 @@ def _packed(
     W_hat = packed.dequantize()
     if not torch.isfinite(W_hat).all():
         raise NumericalError(f"{job.wanted.candidate} gave values that are not finite")
-    error, scale = quadratic_error(W_hat - W_OI, H_II), quadratic_error(W_OI, H_II)
+    errors_O = row_errors(W_hat - W_OI, H_II)
+    error, scale = float(errors_O.sum(dtype=torch.float64)), quadratic_error(W_OI, H_II)
     tensors = packed.stored_tensors()
-    return {
+    facts = {
         "stored_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "error": error,
         "relative_error": error / scale if scale > 0 else 0.0,
         "format_spec": job.format.spec(),
-    }, tensors
+    }
+    return facts, tensors, errors_O

@@ -2,10 +2,12 @@
 
     library.json                         version of this layout; shared (flock) by all who use it
     entries/<k>/<key>/tensors.safetensors
-    entries/<k>/<key>/entry.json         record, with size and digest of the tensors; written last
+    entries/<k>/<key>/row_errors.f32     squared error of every output, [O] little-endian fp32
+    entries/<k>/<key>/entry.json         record, with size and digest of the files; written last
     locks/<key>                          held (flock) by the process that builds the entry
     problems/<fingerprint>-<stats>.json  what plans are solved from, without the model
     results/<key>.json                   figures measured once
+    results/<key>.safetensors            tensors measured once; the JSON has their digest
     work/<name>/                         hidden states of unfinished runs
 
 An entry exists when its ``entry.json`` does and the tensors are as it says; anything else is
@@ -116,14 +118,43 @@ class Library:
         loaded: dict[str, Tensor] = load(data) if data else {}
         return loaded
 
-    def store(self, record: VariantRecord, tensors: Mapping[str, Tensor]) -> None:
-        """Write an entry: tensors first, then its record; each under a temporary name."""
+    def row_errors(self, key: str) -> Tensor:
+        """Squared error of every output, fp32 [O]; ``LibraryError`` when damaged."""
+        import torch
+
+        try:
+            found = self._read_entry(key)
+            if found is None:
+                raise DamagedError("it is not there")
+            data = self._errors_path(key).read_bytes()
+            if digest(data) != found[1]["row_errors"]:
+                raise DamagedError("altered row errors")
+        except (DamagedError, OSError, KeyError) as error:
+            self._remove(key, str(error))
+            raise LibraryError(
+                f"library entry {key} is damaged ({error}) and was removed; run again"
+            ) from None
+        return torch.frombuffer(bytearray(data), dtype=torch.float32)
+
+    def store(
+        self,
+        record: VariantRecord,
+        tensors: Mapping[str, Tensor],
+        row_errors: Tensor | None = None,
+    ) -> None:
+        """Write an entry: tensors first, then its record; each under a temporary name.
+
+        An unavailable variant has neither tensors nor errors, only its record.
+        """
         from safetensors.torch import save
 
-        data = save(dict(tensors)) if record.available else b""
+        data = errors = b""
         if record.available:
+            data = save(dict(tensors))
+            errors = b"" if row_errors is None else row_errors.float().numpy().tobytes()
             write_whole(self._tensor_path(record.key), data)
-        described = {"bytes": len(data), "digest": digest(data)}
+            write_whole(self._errors_path(record.key), errors)
+        described = {"bytes": len(data), "digest": digest(data), "row_errors": digest(errors)}
         content = {"record": record.to_json(), "tensors": described}
         write_document(self._entry(record.key) / "entry.json", content)
 
@@ -204,6 +235,29 @@ class Library:
         """Keep figures."""
         write_document(self._file("results", f"{key}.json"), figures)
 
+    def arrays(self, key: str) -> dict[str, Tensor] | None:
+        """Tensors measured before; None when there are none, or they are damaged."""
+        from safetensors.torch import load
+
+        stored, path = self.result(key), self._arrays_path(key)
+        if stored is None or not path.is_file():
+            return None
+        data = path.read_bytes()
+        if digest(data) != stored["arrays"]:
+            self.repairs.append(f"{path} was altered and removed")
+            path.unlink()
+            return None
+        loaded: dict[str, Tensor] = load(data)
+        return loaded
+
+    def store_arrays(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors that took long to measure."""
+        from safetensors.torch import save
+
+        data = save(dict(tensors))
+        write_whole(self._arrays_path(key), data)
+        self.store_result(key, {"arrays": digest(data)})
+
     def work_folder(self, name: str) -> Path:
         """A folder for the working files of one stage of one run."""
         path = self._file("work", name)
@@ -227,6 +281,12 @@ class Library:
     def _tensor_path(self, key: str) -> Path:
         return self._entry(key) / "tensors.safetensors"
 
+    def _errors_path(self, key: str) -> Path:
+        return self._entry(key) / "row_errors.f32"
+
+    def _arrays_path(self, key: str) -> Path:
+        return self._file("results", f"{key}.safetensors")
+
     def _entry_folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("entries/*/*") if path.is_dir())
 
@@ -248,6 +308,8 @@ class Library:
         found = path.stat().st_size if record.available and path.is_file() else 0
         if found != expected:
             raise DamagedError(f"{found} bytes of tensors, {expected} were written")
+        if record.available and not self._errors_path(key).is_file():
+            raise DamagedError("no row errors")
         return record, tensors
 
     def _check_digest(self, key: str) -> None:
@@ -255,8 +317,12 @@ class Library:
         if found is None:
             raise DamagedError("unfinished")
         record, tensors = found
-        if record.available and file_digest(self._tensor_path(key)) != tensors["digest"]:
+        if not record.available:
+            return
+        if file_digest(self._tensor_path(key)) != tensors["digest"]:
             raise DamagedError("altered tensors")
+        if file_digest(self._errors_path(key)) != tensors.get("row_errors"):
+            raise DamagedError("altered row errors")
 
     def _document(self, path: Path) -> dict[str, Any] | None:
         try:

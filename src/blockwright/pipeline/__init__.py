@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 
-from blockwright.pipeline.building import build_library, pose_problem
+from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.editing import adopt_plan
 from blockwright.pipeline.opening import open_run
+from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
-from blockwright.pipeline.refining import refine_plan
+from blockwright.pipeline.refining import refine_plans
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
@@ -29,14 +30,11 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     began = time.monotonic()
     run = open_run(request, progress or SilentProgress())
     built = build_library(run)
-    problem = pose_problem(run, built)
-    run.library.write_problem(problem)
-    if run.edited is None:
-        plan, uniform = choose_plan(run, problem)
-    else:
-        plan, uniform = adopt_plan(run, problem), None
-    plan = refine_plan(run, plan)
-    uniform = refine_plan(run, uniform) if uniform else None
+    posed = pose_problem(run, built)
+    problem = posed.problem
+    chosen = choose_plan(run, problem) if run.edited is None else adopt_plan(run, problem)
+    chosen = refine_plans(run, chosen)
+    plan, uniform = chosen.plan, chosen.uniform
     size = write_folder(run, plan, request.out)
     proof = prove(run, request.out, uniform)
     return FitResult(
@@ -56,6 +54,6 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
         peak_rss_bytes=peak_rss_bytes(),
         library_hits=built.hits,
         library_misses=built.misses,
-        unavailable=built.unavailable,
+        unavailable=dict(posed.unavailable),
         notes=(*run.texts.notes, *proof.notes),
     )

@@ -23,19 +23,13 @@ from blockwright.library.build import (
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Stream, weight_of
 from blockwright.types import (
-    Option,
-    Plan,
-    Problem,
     Site,
-    SiteKind,
     Statistic,
     Statistics,
     TableRole,
     VariantRecord,
 )
 
-HEADER_BYTES_PER_TENSOR = 160
-"""Upper estimate of a tensor's entry in a safetensors header, its name left out."""
 TABLE_TOKENS = 8_192
 """Calibration tokens whose logits are computed for the statistics of the head."""
 
@@ -141,7 +135,7 @@ def build_site(
         for item in items:
             locks.enter_context(run.library.building(item.key))
         for built in build_variants(site.id, W_OI, statistics, items):
-            run.library.store(built.record, built.tensors)
+            run.library.store(built.record, built.tensors, built.row_errors)
 
 
 def _build_table(
@@ -159,85 +153,3 @@ def _build_table(
         gram = torch.eye(site.shape[1]) / site.shape[0]
         statistics = Statistics(tokens=run.texts.calibration.tokens, input_gram=gram)
     build_site(run, site, weight_of(site, parameter), statistics, items)
-
-
-def pose_problem(run: Run, built: Built) -> Problem:
-    """What the plan is solved from."""
-    skeleton = run.skeleton
-    options: list[Option] = []
-    replaceable = 0
-    for site in skeleton.sites:
-        if not site.parameter:
-            continue
-        dtype = skeleton.parameters[site.parameter].dtype
-        dense_bytes = site.shape[0] * site.shape[1] * dtype.itemsize
-        replaceable += dense_bytes
-        weights = site.weights if site.kind is SiteKind.LINEAR else 0
-        keep = Option(
-            site=site.id,
-            candidate="keep",
-            weights=weights,
-            stored_bytes=dense_bytes,
-            loss=0.0,
-            tie=site.tie,
-        )
-        options.append(keep)
-        for candidate in run.candidates_for(site):
-            record = built.records[site.id, str(candidate)]
-            if record.available:
-                options.append(_option(site, weights, record))
-    if run.edited is not None:
-        options += dropped_blocks(run, run.edited)
-    original_bytes = run.original.checkpoint.total_file_bytes
-    return Problem(
-        model=run.request.model,
-        fingerprint=run.original.fingerprint,
-        statistics=run.statistics_digest,
-        options=tuple(options),
-        linear_weights=skeleton.linear_weights,
-        fixed_bytes=_fixed_bytes(run, replaceable),
-        original_bytes=original_bytes,
-    )
-
-
-def dropped_blocks(run: Run, plan: Plan) -> list[Option]:
-    """Options for the blocks that a plan file drops."""
-    found = []
-    for site in run.skeleton.sites:
-        choice = plan.choices.get(site.id)
-        if site.kind is SiteKind.BLOCK and choice is not None and site.block is not None:
-            inner = [s.id for s in run.skeleton.block_sites(site.block) if s.parameter]
-            option = Option(
-                site=site.id,
-                candidate=choice.candidate,
-                weights=0,
-                stored_bytes=0,
-                loss=0.0,
-                contains=tuple(inner) if choice.candidate == "drop" else (),
-            )
-            found.append(option)
-    return found
-
-
-def _option(site: Site, weights: int, record: VariantRecord) -> Option:
-    return Option(
-        site=site.id,
-        candidate=record.candidate,
-        weights=weights,
-        stored_bytes=record.stored_bytes,
-        loss=record.error,
-        key=record.key,
-        tie=site.tie,
-    )
-
-
-def _fixed_bytes(run: Run, replaceable: int) -> int:
-    """Everything that is no site, and an upper estimate of the headers."""
-    tied = set(run.skeleton.model.all_tied_weights_keys)
-    tensors = {n: t for n, t in run.skeleton.parameters.items() if n not in tied}
-    unused = run.original.parameters.unused
-    stored = sum(tensor.nbytes for tensor in tensors.values())
-    stored += sum(run.original.checkpoint.nbytes(name) for name in unused)
-    names = [*tensors, *unused, *(site.id for site in run.skeleton.sites for _ in range(3))]
-    headers = sum(len(name) + HEADER_BYTES_PER_TENSOR for name in names)
-    return stored - replaceable + headers

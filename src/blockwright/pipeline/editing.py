@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from blockwright.pipeline.choosing import measure_plan, original_hidden, with_measured
+from blockwright.pipeline.choosing import Chosen
+from blockwright.pipeline.measuring import measure_on_selection
 from blockwright.pipeline.opening import Run
 from blockwright.plan import resolve_edited
-from blockwright.types import Plan, Problem
+from blockwright.types import Problem
 
 
-def adopt_plan(run: Run, problem: Problem) -> Plan:
+def adopt_plan(run: Run, problem: Problem) -> Chosen:
     """The run's plan file with its variants found, its totals recounted, and itself measured."""
     if run.edited is None:
         raise ValueError("adopt_plan needs a plan")
-    plan = resolve_edited(run.edited, problem)
-    original = original_hidden(run, run.texts.selection.ids, "selection")
-    return with_measured(plan, measure_plan(run, plan, original, run.texts.selection.digest))
+    plan = measure_on_selection(run, resolve_edited(run.edited, problem))
+    return Chosen(plan, None, (plan,))

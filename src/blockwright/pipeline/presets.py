@@ -20,6 +20,12 @@ CANDIDATES: dict[Preset, tuple[str, ...]] = {
     ),
 }
 CALIBRATION_TOKENS = {Preset.FAST: 16_384, Preset.BALANCED: 32_768, Preset.BEST: 131_072}
+REVERSE_TOKENS = {Preset.FAST: 4_096, Preset.BALANCED: 16_384, Preset.BEST: 65_536}
+"""Calibration tokens that the reverse sweep runs over."""
+MEASURED_TOKENS = {Preset.FAST: 2_048, Preset.BALANCED: 4_096, Preset.BEST: 8_192}
+"""Calibration tokens on which a changed table or a dropped block is measured."""
+ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
+"""Most mixed plans that are measured on the selection text."""
 SELECTION_TOKENS = {Preset.FAST: 4_096, Preset.BALANCED: 8_192, Preset.BEST: 16_384}
 HELDOUT_TOKENS = 16_384
 LONGEST_SEQUENCE = 2_048

@@ -17,7 +17,7 @@ from blockwright.assemble import Layout, assemble
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
-from blockwright.pipeline.choosing import kept_blocks, measure_plan, original_hidden
+from blockwright.pipeline.measuring import kept_blocks, measure_plan, original_hidden
 from blockwright.pipeline.opening import Run
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
 from blockwright.types import Plan, Quality, Site, Speed
@@ -92,7 +92,7 @@ def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
     progress, request = run.progress, run.request
     heldout = run.texts.heldout
     with progress.stage("measure on held-out text", 3, "models") as stage:
-        original = original_hidden(run, heldout.ids, "heldout")
+        original = original_hidden(run, Inputs.of_tokens(heldout.ids), f"heldout-{heldout.digest}")
         stage.advance()
         fitted_stream = open_fitted(out, request.trust_remote_code, request.device)
         scratch = original.file.path.with_name("fitted.bin")

@@ -10,16 +10,21 @@ from blockwright.capture import BlockObserver
 from blockwright.library import variant_key
 from blockwright.library.build import WantedVariant, needs_of, variant_inputs
 from blockwright.pipeline.building import build_site
-from blockwright.pipeline.choosing import (
-    dense_weight,
-    kept_blocks,
-    measure_plan,
-    original_hidden,
-    with_measured,
-)
+from blockwright.pipeline.choosing import Chosen, best_measured
+from blockwright.pipeline.measuring import dense_weight, kept_blocks, measure_on_selection
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.refine import RefinedSite, refine_blocks
 from blockwright.types import Candidate, Choice, Plan, Site, SiteKind, Statistics
+
+
+def refine_plans(run: Run, chosen: Chosen) -> Chosen:
+    """The plan and its uniform rival refined; the better of the two on the selection text."""
+    plan = refine_plan(run, chosen.plan)
+    uniform = chosen.uniform
+    if uniform is not None:
+        uniform = plan if uniform is chosen.plan else refine_plan(run, uniform)
+    rivals = [rival for rival in (plan, uniform) if rival is not None]
+    return Chosen(best_measured(rivals), uniform, (*chosen.measured, *rivals))
 
 
 def refine_plan(run: Run, plan: Plan) -> Plan:
@@ -29,9 +34,7 @@ def refine_plan(run: Run, plan: Plan) -> Plan:
     refined = solve_sequentially(run, plan)
     if refined.choices == plan.choices:
         return plan
-    original = original_hidden(run, run.texts.selection.ids, "selection")
-    quality = measure_plan(run, refined, original, run.texts.selection.digest)
-    measured = with_measured(refined, quality)
+    measured = measure_on_selection(run, refined)
     better = measured.measured["selection_loss"] < plan.measured["selection_loss"]
     return measured if better else plan
 

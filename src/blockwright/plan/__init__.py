@@ -1,6 +1,7 @@
 """Plans: the best mix of candidates under a budget.  Imports no torch."""
 
 from blockwright.plan.checking import check_plan, resolve_edited, unbuilt
+from blockwright.plan.correcting import corrected, correction_factors
 from blockwright.plan.limits import budget_bytes, original_bits
 from blockwright.plan.solving import frontier, solve
 from blockwright.plan.totals import plan_of
@@ -10,6 +11,8 @@ __all__ = [
     "best_uniform",
     "budget_bytes",
     "check_plan",
+    "corrected",
+    "correction_factors",
     "frontier",
     "original_bits",
     "plan_of",

@@ -33,7 +33,8 @@ class Substituted:
         self._base, self._weight_at = base, weight_at
         self._sites: dict[str, list[Site]] = defaultdict(list)
         for site in sites:
-            self._sites[site.parameter].append(site)
+            for name in (site.parameter, *site.tied_to):
+                self._sites[name].append(site)
 
     def load(self, parameters: Iterable[str]) -> dict[str, Tensor]:
         tensors = self._base.load(parameters)
@@ -79,7 +80,8 @@ class FittedFolder:
         self._packed: dict[str, list[Site]] = defaultdict(list)
         for site in sites:
             if site.id in specs:
-                self._packed[site.parameter].append(site)
+                for name in (site.parameter, *site.tied_to):
+                    self._packed[name].append(site)
 
     def load(self, parameters: Iterable[str]) -> dict[str, Tensor]:
         names = list(parameters)

@@ -1,0 +1,57 @@
+"""How much the loss feels each linear's output: the reverse sweep of a run, kept in the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from blockwright.capture import (
+    forward_sweep,
+    hidden_mean_square,
+    inputs_path,
+    probe_loss,
+    reverse_sweep,
+    sampled_label_loss,
+)
+from blockwright.pipeline.opening import Run, digest_of
+from blockwright.pipeline.presets import REVERSE_TOKENS
+from blockwright.stream import Inputs, Loss, Stem, Stream
+
+
+def reverse_inputs(run: Run) -> Inputs:
+    """The calibration rows that the reverse sweep runs over."""
+    return run.calibration_inputs.first(REVERSE_TOKENS[run.request.preset])
+
+
+def output_moments(run: Run) -> dict[str, Tensor]:
+    """Diagonal of G by site id, fp32 [O]; sites that no token reached are missing.
+
+    What the library has is not computed again; a killed sweep resumes at its block.
+    """
+    inputs = reverse_inputs(run)
+    key = digest_of([run.statistics_digest, inputs.rows, run.request.seed])
+    blocks = range(run.skeleton.num_blocks)
+    found = {index: run.library.arrays(f"moments-{key}-{index}") for index in blocks}
+    missing = [index for index, moments in found.items() if moments is None]
+    if missing:
+        with run.progress.stage("measure sensitivity", len(missing), "blocks") as stage:
+            stream = run.stream(dtype=run.capture_dtype)
+            folder = run.library.work_folder(f"reverse-{key}")
+            swept = run.library.work_folder(run.statistics_digest)
+            for _ in forward_sweep(stream, run.calibration_inputs, swept, lambda _: None):
+                pass
+            stem = stream.run_stem(inputs, folder / "stem.bin")
+            loss = _loss(run, stream, inputs, stem, swept)
+            for index, moments in reverse_sweep(stream, inputs, stem, swept, folder, loss, missing):
+                run.library.store_arrays(f"moments-{key}-{index}", moments)
+                found[index] = dict(moments)
+                stage.advance()
+    return {site: G_O for moments in found.values() for site, G_O in (moments or {}).items()}
+
+
+def _loss(run: Run, stream: Stream, inputs: Inputs, stem: Stem, swept: Path) -> Loss:
+    if run.skeleton.task == "causal-lm":
+        return sampled_label_loss(run.request.seed)
+    hidden = stream.file(inputs_path(swept, run.skeleton.num_blocks), stem)
+    return probe_loss(run.request.seed, hidden_mean_square(stream, inputs, stem, hidden))

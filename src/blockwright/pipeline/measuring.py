@@ -1,0 +1,116 @@
+"""What a change of the model costs, measured: a plan, or one candidate at one site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from blockwright.evaluate import FinalHidden, measure, run_to_file
+from blockwright.formats import format_from_spec
+from blockwright.pipeline.opening import Run, by_id, digest_of
+from blockwright.stream import Inputs, Stream, Substituted
+from blockwright.types import Choice, PackedFormat, Plan, Quality, Site, SiteKind
+
+
+def loss_of(quality: Quality) -> float:
+    """What plans are ranked by: KL in nats per token; of encoders the squared relative error of the
+    last hidden state.  The unit of predicted losses.
+    """
+    if quality.kl_divergence is not None:
+        return quality.kl_divergence
+    if quality.relative_error is None:
+        raise ValueError("a plan is measured against the original")
+    return quality.relative_error**2
+
+
+def with_measured(plan: Plan, quality: Quality) -> Plan:
+    """The plan with its figures on the selection text, ``selection_loss`` among them."""
+    figures = {name: value for name, value in asdict(quality).items() if value is not None}
+    return replace(plan, measured={**figures, "selection_loss": loss_of(quality)})
+
+
+def measure_on_selection(run: Run, plan: Plan) -> Plan:
+    """The plan with its figures on the selection text."""
+    text = run.texts.selection
+    original = original_hidden(run, Inputs.of_tokens(text.ids), f"selection-{text.digest}")
+    return with_measured(plan, measure_plan(run, plan, original, text.digest))
+
+
+def measure_change(run: Run, site: Site, candidate: str, key: str, inputs: Inputs) -> float:
+    """Loss when one site takes a candidate and all else stays, on some calibration rows."""
+    text = f"calibration-{run.texts.calibration.digest}-{inputs.rows}"
+    original = original_hidden(run, inputs, text)
+    choice = Choice(candidate=candidate, stored_bytes=0, loss=0.0, key=key)
+    plan = Plan(
+        fingerprint=run.original.fingerprint,
+        statistics=run.statistics_digest,
+        budget="",
+        bits_per_weight=0.0,
+        size_bytes=0,
+        loss=0.0,
+        choices={site.id: choice},
+    )
+    return loss_of(measure_plan(run, plan, original, text))
+
+
+def original_hidden(run: Run, inputs: Inputs, text: str) -> FinalHidden:
+    """The original's last hidden states on a text, computed once and kept in the library."""
+    key = digest_of([run.original.fingerprint, text, run.surroundings])
+    folder = run.library.work_folder(f"{text.partition('-')[0]}-{key}")
+    return run_to_file(run.stream(), inputs, folder / "original.bin")
+
+
+def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Quality:
+    """Quality of a plan without writing it out; a plan measured before is looked up."""
+    choices = {site: [choice.candidate, choice.key] for site, choice in plan.choices.items()}
+    key = digest_of([run.original.fingerprint, choices, text, run.surroundings])
+    known = run.library.result(key)
+    if known is not None:
+        return Quality(**known)
+    target = original.file.path.with_name(f"{key}.bin")
+    quality = measure(run_to_file(plan_stream(run, plan), original.inputs, target), original)
+    target.unlink()
+    run.library.store_result(key, asdict(quality))
+    return quality
+
+
+def plan_stream(run: Run, plan: Plan, dtype: torch.dtype = torch.float32) -> Stream:
+    """The planned model, block by block, its variants dequantized."""
+    sites = by_id(run.skeleton)
+
+    def weight_at(site: Site) -> Tensor | None:
+        choice = plan.choices.get(site.id)
+        return dense_weight(run, site, choice.key) if choice and choice.key else None
+
+    weights = Substituted(run.original.parameters, sites.values(), weight_at)
+    return run.stream(weights, dtype, kept_blocks(run, plan))
+
+
+def dense_weight(run: Run, site: Site, key: str) -> Tensor:
+    """A variant's weight [out, in], fp32, from the library."""
+    record = run.library.lookup(key)
+    if record is None:
+        raise KeyError(f"library entry {key} of {site.id} is gone")
+    format = format_from_spec(record.format_spec)
+    if not isinstance(format, PackedFormat):
+        raise TypeError(f"{site.id}: {format.name} has no packed tensors")
+    module = format.empty(site.shape, bias=False, dtype=torch.float32)
+    module.load_stored(run.library.tensors(key))
+    return module.dequantize()
+
+
+def kept_blocks(run: Run, plan: Plan) -> list[int]:
+    """Blocks that the plan does not drop."""
+    dropped = {
+        site.block
+        for site in run.skeleton.sites
+        if site.kind is SiteKind.BLOCK and _candidate(plan.choices, site.id) == "drop"
+    }
+    return [index for index in range(run.skeleton.num_blocks) if index not in dropped]
+
+
+def _candidate(choices: Mapping[str, object], site: str) -> str:
+    return str(getattr(choices.get(site), "candidate", "keep"))

@@ -1,0 +1,176 @@
+"""Poses the plan's problem: every candidate at every site, with its bytes and its predicted loss.
+
+Linears: the second-order KL, half the sum over outputs of G (how much the loss feels an output)
+times the variant's squared error there.  Tables and dropped blocks: measured on calibration rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from blockwright.anatomy import pruned_config
+from blockwright.errors import ModelError
+from blockwright.pipeline.building import Built
+from blockwright.pipeline.curvature import output_moments
+from blockwright.pipeline.measuring import measure_change
+from blockwright.pipeline.opening import Run
+from blockwright.pipeline.presets import MEASURED_TOKENS
+from blockwright.stream import Inputs
+from blockwright.types import DROP, Option, Problem, Site, SiteKind, VariantRecord
+
+HEADER_BYTES_PER_TENSOR = 160
+"""Upper estimate of a tensor's entry in a safetensors header, its name left out."""
+
+
+@dataclass(frozen=True)
+class Posed:
+    """The problem, and what could not be put into it."""
+
+    problem: Problem
+    unavailable: Mapping[str, str]
+    """``site candidate`` -> reason."""
+
+
+def pose_problem(run: Run, built: Built) -> Posed:
+    """What the plan is solved from; the library keeps it."""
+    skeleton = run.skeleton
+    moments = output_moments(run)
+    options = [option for site in skeleton.sites if site.parameter for option in _kept(run, site)]
+    records = [(site, record) for site, record in _offered(run, built) if record.available]
+    tables = [(site, record) for site, record in records if site.kind is SiteKind.TABLE]
+    linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
+    options += [_option(run, site, r, _predicted(run, r, moments)) for site, r in linears]
+    blocks, unavailable = _droppable(run)
+    with run.progress.stage("measure tables and blocks", len(tables) + len(blocks)) as stage:
+        inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
+        for site, record in tables:
+            loss = measure_change(run, site, record.candidate, record.key, inputs)
+            options.append(_option(run, site, record, loss))
+            stage.advance()
+        for site in blocks:
+            options += _drop_options(run, site, inputs)
+            stage.advance()
+    replaceable = sum(_dense_bytes(run, site) for site in skeleton.sites if site.parameter)
+    problem = Problem(
+        model=run.request.model,
+        fingerprint=run.original.fingerprint,
+        statistics=run.statistics_digest,
+        options=tuple(options),
+        linear_weights=skeleton.linear_weights,
+        fixed_bytes=_fixed_bytes(run, replaceable),
+        original_bytes=run.original.checkpoint.total_file_bytes,
+        loss_unit=loss_unit(run),
+    )
+    run.library.write_problem(problem)
+    return Posed(problem, {**built.unavailable, **unavailable})
+
+
+def loss_unit(run: Run) -> str:
+    """Unit of predicted and measured losses."""
+    return "nats per token" if run.skeleton.task == "causal-lm" else "squared relative error"
+
+
+def _offered(run: Run, built: Built) -> list[tuple[Site, VariantRecord]]:
+    return [
+        (site, built.records[site.id, str(candidate)])
+        for site in run.skeleton.sites
+        if site.parameter
+        for candidate in run.candidates_for(site)
+    ]
+
+
+def _predicted(run: Run, record: VariantRecord, moments: Mapping[str, Tensor]) -> float:
+    """1/2 sum_o G_oo (D H D^T)_oo; a site no token of the reverse sweep reached costs nothing."""
+    G_O = moments.get(record.site)
+    if G_O is None:
+        return 0.0
+    return 0.5 * float(G_O.double() @ run.library.row_errors(record.key).double())
+
+
+def _kept(run: Run, site: Site) -> list[Option]:
+    keep = Option(
+        site=site.id,
+        candidate="keep",
+        weights=_weights(site),
+        stored_bytes=_dense_bytes(run, site),
+        loss=0.0,
+        tie=site.tie,
+    )
+    return [keep]
+
+
+def _option(run: Run, site: Site, record: VariantRecord, loss: float) -> Option:
+    return Option(
+        site=site.id,
+        candidate=record.candidate,
+        weights=_weights(site),
+        stored_bytes=record.stored_bytes,
+        loss=loss,
+        key=record.key,
+        tie=site.tie,
+    )
+
+
+def _droppable(run: Run) -> tuple[list[Site], dict[str, str]]:
+    """Blocks that may be dropped here, and why others may not."""
+    if run.edited is not None:
+        named = [site for site in run.skeleton.sites if site.id in run.edited.choices]
+        return [site for site in named if site.kind is SiteKind.BLOCK], {}
+    if DROP not in run.candidates:
+        return [], {}
+    blocks = [site for site in run.skeleton.sites if site.kind is SiteKind.BLOCK]
+    trust = run.request.trust_remote_code
+    possible, unavailable = [], {}
+    for site in blocks:
+        kept = [index for index in range(run.skeleton.num_blocks) if index != site.block]
+        try:
+            pruned_config(run.skeleton.config, kept, trust_remote_code=trust)
+            possible.append(site)
+        except ModelError as error:
+            unavailable[f"{site.id} drop"] = str(error)
+    return possible, unavailable
+
+
+def _drop_options(run: Run, site: Site, inputs: Inputs) -> list[Option]:
+    """Keep or drop a block; dropped, its norms go as well."""
+    if site.block is None:
+        raise ValueError(f"{site.id} is no block")
+    inner = [s for s in run.skeleton.block_sites(site.block) if s.parameter]
+    names = run.skeleton.parameters_of_block(site.block)
+    whole = sum(run.skeleton.parameters[name].nbytes for name in names)
+    drop = Option(
+        site=site.id,
+        candidate=str(DROP),
+        weights=0,
+        stored_bytes=0,
+        loss=measure_change(run, site, str(DROP), "", inputs),
+        contains=tuple(s.id for s in inner),
+        other_bytes=sum(_dense_bytes(run, s) for s in inner) - whole,
+    )
+    keep = Option(site=site.id, candidate="keep", weights=0, stored_bytes=0, loss=0.0)
+    return [keep, drop]
+
+
+def _weights(site: Site) -> int:
+    """Weights that count for bits per weight."""
+    return site.weights if site.kind is SiteKind.LINEAR else 0
+
+
+def _dense_bytes(run: Run, site: Site) -> int:
+    dtype = run.skeleton.parameters[site.parameter].dtype
+    return site.shape[0] * site.shape[1] * dtype.itemsize
+
+
+def _fixed_bytes(run: Run, replaceable: int) -> int:
+    """Everything that is no site, and an upper estimate of the headers."""
+    tied = set(run.skeleton.model.all_tied_weights_keys)
+    tensors = {n: t for n, t in run.skeleton.parameters.items() if n not in tied}
+    unused = run.original.parameters.unused
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    stored += sum(run.original.checkpoint.nbytes(name) for name in unused)
+    names = [*tensors, *unused, *(site.id for site in run.skeleton.sites for _ in range(3))]
+    headers = sum(len(name) + HEADER_BYTES_PER_TENSOR for name in names)
+    return stored - replaceable + headers
