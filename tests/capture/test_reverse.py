@@ -53,7 +53,7 @@ def test_moments_equal_those_of_backward_hooks(
             g_TO = output[0].reshape(-1, output[0].shape[-1])
             expected[name] = expected.get(name, torch.zeros(())) + g_TO.square().sum(0)
 
-        module.register_full_backward_hook(hook)  # type: ignore[arg-type]
+        module.register_full_backward_hook(hook)
 
     for name, module in model.named_modules():
         if name in found:
@@ -111,7 +111,7 @@ def test_a_killed_sweep_resumes_with_the_same_bits(
     work, loss = tmp_path / "killed", sampled_label_loss(0)
     sweep = reverse_sweep(stream, inputs, stem, work, work, loss, (0, 1, 2))
     _, kept = next(sweep)
-    sweep.close()
+    del sweep
     stream, stem = swept(folder, tmp_path / "killed", inputs)
     loss = sampled_label_loss(99)  # of no effect: the head has been walked through
     found = dict(kept)

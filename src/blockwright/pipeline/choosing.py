@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockwright.pipeline.measuring import measure_on_selection
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import ROUNDS
-from blockwright.plan import corrected, correction_factors, plan_of, solve, uniform_plans
-from blockwright.types import Budget, Option, Plan, Problem
+from blockwright.plan import corrected, correction_factors, solve, uniform_plans
+from blockwright.types import Plan, Problem
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Chosen:
 def choose_plan(run: Run, problem: Problem) -> Chosen:
     """The plan of least measured loss on the selection text.
 
-    The uniform plan always competes: what is returned is never worse than it on that text.  Plans
-    carry the first predictions of their losses, not the corrected ones.
+    The uniform plan always competes: what is returned is never worse than it on that text.  Every
+    plan carries the loss that was predicted before it was measured; the library's problem keeps the
+    last corrections, for other budgets.
     """
     budget = run.request.budget
     if budget is None:
@@ -40,32 +41,27 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             uniform = measure_on_selection(run, uniform)
             measured.append(uniform)
         stage.advance()
+        known = problem
         for _ in range(rounds):
-            plan = solve_corrected(problem, budget, measured)
-            if any(plan.choices == other.choices for other in measured):
+            plan = solve(known, budget)
+            if any(same_choices(plan, other) for other in measured):
                 break
             measured.append(measure_on_selection(run, plan))
+            known = corrected(problem, correction_factors(problem, measured))
             stage.advance()
+    run.library.write_problem(known)
     return Chosen(best_measured(measured), uniform, tuple(measured))
+
+
+def same_choices(plan: Plan, other: Plan) -> bool:
+    """Whether two plans put the same variants at the same sites."""
+    mine, others = plan.choices, other.choices
+    return mine.keys() == others.keys() and all(
+        (mine[site].candidate, mine[site].key) == (others[site].candidate, others[site].key)
+        for site in mine
+    )
 
 
 def best_measured(plans: Sequence[Plan]) -> Plan:
     """The plan of least loss on the selection text; the first of equals."""
     return min(plans, key=lambda plan: plan.measured["selection_loss"])
-
-
-def solve_corrected(problem: Problem, budget: Budget, measured: Sequence[Plan]) -> Plan:
-    """The best plan by predictions that the measured plans have corrected."""
-    mixed = [plan for plan in measured if not plan.name.startswith("uniform")]
-    factors = correction_factors(problem, measured) if mixed else {}
-    plan = solve(corrected(problem, factors), budget)
-    return _as_predicted(problem, plan)
-
-
-def _as_predicted(problem: Problem, plan: Plan) -> Plan:
-    """The plan with the problem's own losses."""
-    options: Mapping[tuple[str, str], Option] = {
-        (option.site, option.candidate): option for option in problem.options
-    }
-    chosen = [options[site, choice.candidate] for site, choice in plan.choices.items()]
-    return plan_of(problem, chosen, budget=plan.budget, name=plan.name, limits=plan.limits)
