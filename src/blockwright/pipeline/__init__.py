@@ -10,6 +10,7 @@ import time
 from blockwright.pipeline.building import build_library, pose_problem
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.editing import adopt_plan
+from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
@@ -35,7 +36,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
         plan, uniform = choose_plan(run, problem)
     else:
         plan, uniform = adopt_plan(run, problem), None
-    plan = refine_plan(run, plan)
+    plan = heal_plan(run, refine_plan(run, plan))
     uniform = refine_plan(run, uniform) if uniform else None
     size = write_folder(run, plan, request.out)
     proof = prove(run, request.out, uniform)

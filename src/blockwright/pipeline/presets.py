@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockwright.tuning import TuningSettings
 from blockwright.types import Candidate, Preset
 
 INTEGERS = ("int2", "int3", "int4", "int5", "int6")
@@ -20,6 +21,12 @@ CANDIDATES: dict[Preset, tuple[str, ...]] = {
     ),
 }
 CALIBRATION_TOKENS = {Preset.FAST: 16_384, Preset.BALANCED: 32_768, Preset.BEST: 131_072}
+HEALING: dict[Preset, TuningSettings | None] = {
+    Preset.FAST: None,
+    Preset.BALANCED: TuningSettings(steps=32, rate=0.003),
+    Preset.BEST: TuningSettings(steps=128, rate=0.003, checks=8),
+}
+"""Local healing of the chosen plan's blocks."""
 SELECTION_TOKENS = {Preset.FAST: 4_096, Preset.BALANCED: 8_192, Preset.BEST: 16_384}
 HELDOUT_TOKENS = 16_384
 LONGEST_SEQUENCE = 2_048
