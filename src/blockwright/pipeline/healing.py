@@ -40,8 +40,12 @@ def heal_plan(run: Run, plan: Plan) -> Plan:
     original = original_hidden(run, run.texts.selection.ids, "selection")
     quality = measure_plan(run, healed, original, run.texts.selection.digest)
     measured = with_measured(healed, quality)
-    better = measured.measured["selection_loss"] < plan.measured["selection_loss"]
-    return measured if better else plan
+    return measured if is_better(measured, plan) else plan
+
+
+def is_better(healed: Plan, plan: Plan) -> bool:
+    """Whether healing lowered the loss on the selection text."""
+    return healed.measured["selection_loss"] < plan.measured["selection_loss"]
 
 
 def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
