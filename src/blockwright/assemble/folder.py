@@ -6,23 +6,31 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from blockwright.anatomy import Skeleton, pruned_config
-from blockwright.checkpoint import Checkpoint, ParameterSource, ShardWriter, write_json_atomic
+from blockwright.checkpoint import Checkpoint, ShardWriter, write_json_atomic
 from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
 from blockwright.types import PackedFormat, Site
 
 StoredTensors = Callable[[Site], Mapping[str, Tensor]]
 """The packed tensors of a site, by their name in the format."""
+
+
+class Parameters(Protocol):
+    """Gives model parameters by name."""
+
+    def load(self, parameters: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of these parameters, as they are stored."""
+
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 NOT_COPIED = {"config.json", "README.md", "model.safetensors.index.json", "training_args.bin"}
@@ -100,7 +108,7 @@ def empty_tensors(spec: Mapping[str, Any], site: Site) -> dict[str, Tensor]:
 
 def assemble(
     layout: Layout,
-    source: ParameterSource,
+    source: Parameters,
     checkpoint: Checkpoint,
     stored_tensors: StoredTensors,
     out: Path,
@@ -161,7 +169,7 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
 
 def _write_tensors(
     layout: Layout,
-    source: ParameterSource,
+    source: Parameters,
     checkpoint: Checkpoint,
     stored_tensors: StoredTensors,
     folder: Path,

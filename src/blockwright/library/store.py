@@ -206,12 +206,15 @@ class Library:
         return {"entries": len(entries), "bytes": freed}
 
     def _belongs(self, key: str, kept: set[str]) -> bool:
-        """Whether an entry is an option of a problem, or refined, or a recorded failure."""
+        """Whether an entry is an option of a problem, or refined or healed, or a recorded
+        failure.
+        """
         record = self.lookup(key)
         if record is None:
             return False
-        refined = "refined-in" in str(record.inputs.get("statistics", ""))
-        return key in kept or refined or not record.available
+        seen = str(record.inputs.get("statistics", ""))
+        behind_a_plan = "refined-in" in seen or "healed-in" in seen
+        return key in kept or behind_a_plan or not record.available
 
     # Problems and results
 

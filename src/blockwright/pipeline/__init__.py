@@ -10,6 +10,7 @@ import time
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.editing import adopt_plan
+from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
@@ -34,7 +35,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     problem = posed.problem
     chosen = choose_plan(run, problem) if run.edited is None else adopt_plan(run, problem)
     chosen = refine_plans(run, chosen)
-    plan, uniform = chosen.plan, chosen.uniform
+    plan, uniform = heal_plan(run, chosen.plan), chosen.uniform
     size = write_folder(run, plan, request.out)
     proof = prove(run, request.out, uniform)
     return FitResult(

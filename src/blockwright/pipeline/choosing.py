@@ -56,9 +56,13 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
 def same_choices(plan: Plan, other: Plan) -> bool:
     """Whether two plans put the same variants at the same sites."""
     mine, others = plan.choices, other.choices
-    return mine.keys() == others.keys() and all(
-        (mine[site].candidate, mine[site].key) == (others[site].candidate, others[site].key)
-        for site in mine
+    return (
+        plan.healed == other.healed
+        and mine.keys() == others.keys()
+        and all(
+            (mine[site].candidate, mine[site].key) == (others[site].candidate, others[site].key)
+            for site in mine
+        )
     )
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from blockwright.evaluate import FinalHidden, measure, run_to_file
 from blockwright.formats import format_from_spec
+from blockwright.pipeline.healed import HealedTensors
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.stream import Inputs, Stream, Substituted
-from blockwright.types import Choice, PackedFormat, Plan, Quality, Site, SiteKind
+from blockwright.types import Choice, PackedFormat, PackedLinear, Plan, Quality, Site, SiteKind
 
 
 def loss_of(quality: Quality) -> float:
@@ -66,6 +67,7 @@ def original_hidden(run: Run, inputs: Inputs, text: str) -> FinalHidden:
 def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Quality:
     """Quality of a plan without writing it out; a plan measured before is looked up."""
     choices = {site: [choice.candidate, choice.key] for site, choice in plan.choices.items()}
+    choices |= {f"healed {block}": [key] for block, key in plan.healed.items()}
     key = digest_of([run.original.fingerprint, choices, text, run.surroundings])
     known = run.library.result(key)
     if known is not None:
@@ -80,17 +82,27 @@ def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Qual
 def plan_stream(run: Run, plan: Plan, dtype: torch.dtype = torch.float32) -> Stream:
     """The planned model, block by block, its variants dequantized."""
     sites = by_id(run.skeleton)
+    healed = HealedTensors(run.library, run.skeleton, plan.healed)
 
     def weight_at(site: Site) -> Tensor | None:
         choice = plan.choices.get(site.id)
-        return dense_weight(run, site, choice.key) if choice and choice.key else None
+        if not choice or not choice.key:
+            return None
+        return packed_module(run, site, choice.key, healed.packed(site)).dequantize()
 
-    weights = Substituted(run.original.parameters, sites.values(), weight_at)
+    weights = Substituted(healed.over(run.original.parameters), sites.values(), weight_at)
     return run.stream(weights, dtype, kept_blocks(run, plan))
 
 
 def dense_weight(run: Run, site: Site, key: str) -> Tensor:
     """A variant's weight [out, in], fp32, from the library."""
+    return packed_module(run, site, key).dequantize()
+
+
+def packed_module(
+    run: Run, site: Site, key: str, changed: Mapping[str, Tensor] | None = None
+) -> PackedLinear:
+    """A variant from the library, some of its stored tensors changed."""
     record = run.library.lookup(key)
     if record is None:
         raise KeyError(f"library entry {key} of {site.id} is gone")
@@ -98,8 +110,8 @@ def dense_weight(run: Run, site: Site, key: str) -> Tensor:
     if not isinstance(format, PackedFormat):
         raise TypeError(f"{site.id}: {format.name} has no packed tensors")
     module = format.empty(site.shape, bias=False, dtype=torch.float32)
-    module.load_stored(run.library.tensors(key))
-    return module.dequantize()
+    module.load_stored({**run.library.tensors(key), **(changed or {})})
+    return module
 
 
 def kept_blocks(run: Run, plan: Plan) -> list[int]:

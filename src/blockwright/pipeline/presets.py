@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockwright.tuning import TuningSettings
 from blockwright.types import Candidate, Preset
 
 INTEGERS = ("int2", "int3", "int4", "int5", "int6")
@@ -26,6 +27,12 @@ MEASURED_TOKENS = {Preset.FAST: 2_048, Preset.BALANCED: 4_096, Preset.BEST: 8_19
 """Calibration tokens on which a changed table or a dropped block is measured."""
 ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
 """Most mixed plans that are measured on the selection text."""
+HEALING: dict[Preset, TuningSettings | None] = {
+    Preset.FAST: None,
+    Preset.BALANCED: TuningSettings(steps=32, rate=0.003),
+    Preset.BEST: TuningSettings(steps=128, rate=0.003, checks=8),
+}
+"""Local healing of the chosen plan's blocks."""
 SELECTION_TOKENS = {Preset.FAST: 4_096, Preset.BALANCED: 8_192, Preset.BEST: 16_384}
 HELDOUT_TOKENS = 16_384
 LONGEST_SEQUENCE = 2_048

@@ -17,6 +17,7 @@ from blockwright.assemble import Layout, assemble
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
+from blockwright.pipeline.healed import HealedTensors
 from blockwright.pipeline.measuring import kept_blocks, measure_plan, original_hidden
 from blockwright.pipeline.opening import Run
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
@@ -56,15 +57,16 @@ def write_folder(run: Run, plan: Plan, out: Path) -> int:
     names = run.original.parameters.unused
     unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
     layout = Layout(run.skeleton, specs, kept_blocks(run, plan), unused)
+    healed = HealedTensors(run.library, run.skeleton, plan.healed)
 
     def stored_tensors(site: Site) -> Mapping[str, Tensor]:
         tensors: Mapping[str, Tensor] = run.library.tensors(plan.choices[site.id].key)
-        return tensors
+        return {**tensors, **healed.packed(site)}
 
     plan_text = plan_as_text(plan)
     size = assemble(
         layout,
-        run.original.parameters,
+        healed.over(run.original.parameters),
         checkpoint,
         stored_tensors,
         out,

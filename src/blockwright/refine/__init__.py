@@ -1,5 +1,17 @@
-"""Re-solves chosen sites in order on the inputs that the compressed prefix really produces."""
+"""Re-solves sites, and tunes blocks, on the inputs that the compressed prefix really produces."""
 
+from blockwright.refine.healing import HealedBlocks, heal_blocks, healing_inputs
 from blockwright.refine.sequential import RefinedSite, Resolve, refine_blocks
+from blockwright.refine.tunable import TunableBlock, packed_name, parameter_name
 
-__all__ = ["RefinedSite", "Resolve", "refine_blocks"]
+__all__ = [
+    "HealedBlocks",
+    "RefinedSite",
+    "Resolve",
+    "TunableBlock",
+    "heal_blocks",
+    "healing_inputs",
+    "packed_name",
+    "parameter_name",
+    "refine_blocks",
+]

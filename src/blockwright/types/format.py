@@ -95,6 +95,9 @@ class PackedLinear(Protocol):
     def differentiable(self, x: Tensor) -> Tensor:
         """The same product with gradients to x and to the floating-point tensors (scales ...)."""
 
+    def differentiable_weight(self) -> Tensor:
+        """The weight [out, in] with gradients to the floating-point tensors, in portable state."""
+
     def dequantize(self) -> Tensor:
         """The weight [out, in], fp32."""
 

@@ -86,9 +86,15 @@ class Plan:
     """Figures measured on the selection text, if any."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """The budget in figures: ``bits``, ``size_bytes``, ``ratio``.  An edited plan keeps them."""
+    healed: Mapping[str, str] = field(default_factory=dict)
+    """Block -> library key of its healed tensors, which stand in place of the choices' own.  Found
+    anew when a plan file is built, as the choices' keys are.
+    """
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without ``healed`` when no block is."""
+        data = asdict(self)
+        return data if self.healed else {k: v for k, v in data.items() if k != "healed"}
 
     def write(self, path: Path) -> None:
         """Write atomically, keys in a fixed order."""

@@ -1,0 +1,43 @@
+"""One tensor that is trained: how far a step moves it, and what it is rounded to.
+
+    value = round(start + unit * offset)        the rounding passes gradients through (STE)
+
+Adam moves every element of ``offset`` by about the learning rate, whatever its gradient.  The unit
+turns that into a change relative to the tensor's own size, so that one rate serves scales, norms
+and biases of any model:
+
+    unit = max(|start|, FLOOR * rms(start))
+
+Elements close to zero move relative to the whole tensor; a tensor of zeros stays as it is.  What
+is trained is always what will be loaded: the value is rounded to the dtype it is stored in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOOR = 0.1
+"""Least unit of an element, as a fraction of the tensor's root mean square."""
+
+
+class TrainedTensor:
+    """A floating-point tensor with its trained offset (fp32, in units of its own size)."""
+
+    def __init__(self, start: Tensor, *, dtype: torch.dtype | None = None) -> None:
+        """``start`` is not modified; ``dtype``: of the result (that of ``start`` by default)."""
+        self.dtype = start.dtype if dtype is None else dtype
+        self.start = start.detach().float().clone()
+        rms = self.start.square().mean().sqrt()
+        self.unit = self.start.abs().clamp(min=FLOOR * rms.item())
+        self.offset = torch.zeros_like(self.start, requires_grad=True)
+
+    def value(self) -> Tensor:
+        """The current value as it would be stored, in fp32, with a gradient to ``offset``."""
+        exact = self.start + self.unit * self.offset
+        rounded = exact.detach().to(self.dtype).float()
+        return exact + (rounded - exact).detach()
+
+    def stored(self) -> Tensor:
+        """The current value in the dtype it is stored in."""
+        return (self.start + self.unit * self.offset).detach().to(self.dtype)
