@@ -17,6 +17,6 @@ gram = inputs.T @ inputs / len(inputs)
 format = format_named("int3-g64")
 for name in ("rtn", "gptq"):
     solution = method_named(name).solve(W_OI, Statistics(tokens=512, input_gram=gram), format)
-    packed = format.pack(solution.codes_OI, solution.grid, None, torch.float32)
+    packed = format.pack(solution, None, torch.float32)
     error = quadratic_error(packed.dequantize() - W_OI, gram) / quadratic_error(W_OI, gram)
     print(f"{name}: {packed.stored_bytes} bytes, relative output error {error:.4f}")

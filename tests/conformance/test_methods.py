@@ -74,7 +74,7 @@ def solved(method: LinearMethod, W: Tensor, statistics: Statistics, format: Grid
 def packed(method: LinearMethod, layer: Layer, format: GridFormat) -> FormatLinear:
     solution = method.solve(layer.W_OI, layer.statistics, format)
     assert isinstance(solution, GridSolution)
-    module = format.pack(solution.codes_OI, solution.grid, None, torch.bfloat16)
+    module = format.pack(solution, None, torch.bfloat16)
     assert isinstance(module, FormatLinear)
     return module
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize._range_search import Search
-from blockwright.methods.quantize.gptq import TILE, Gptq, sweep, tiles_of
+from blockwright.methods.quantize.gptq import Gptq
 from blockwright.methods.quantize.rtn import Rtn
 from blockwright.numerics.column_rounding import column_rounder
+from blockwright.numerics.column_sweep import TILE, sweep, tiles_of
 from blockwright.numerics.inverse_hessian import upper_factor
 from blockwright.numerics.losses import quadratic_error
 from blockwright.registry import format_named, method_named
