@@ -184,6 +184,7 @@ def _packed(
     tensors = packed.stored_tensors()
     return {
         "stored_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "stored_tensors": len(tensors),
         "error": error,
         "relative_error": error / scale if scale > 0 else 0.0,
         "format_spec": job.format.spec(),

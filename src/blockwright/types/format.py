@@ -122,6 +122,10 @@ class PackedLinear(Protocol):
         """Dequantized rows [len(index), in], for embeddings."""
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of ``stored_tensors``."""
+
+    @property
     def stored_names(self) -> tuple[str, ...]:
         """Names of the stored tensors, bias included where there is one."""
 
