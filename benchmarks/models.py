@@ -14,7 +14,7 @@ from blockwright.assemble import Layout, assemble
 from blockwright.checkpoint import Checkpoint, ParameterSource, ShardWriter
 from blockwright.registry import format_named, method_named
 from blockwright.stream import weight_of
-from blockwright.types import GridFormat, GridSolution, Site, SiteKind, Statistics
+from blockwright.types import PackedFormat, Site, SiteKind, Statistics
 
 LLAMA_1B = {
     "hidden_size": 2048,
@@ -57,16 +57,14 @@ def uniform_folder(model: Path, format_name: str, out: Path) -> Path:
     skeleton = build_skeleton(model)
     parameters = ParameterSource(skeleton.model, checkpoint)
     format, method = format_named(format_name), method_named("rtn")
-    if not isinstance(format, GridFormat):
-        raise TypeError(f"{format_name} is no grid format")
+    if not isinstance(format, PackedFormat):
+        raise TypeError(f"{format_name} is no packed format")
     linears = [site for site in skeleton.sites if site.kind is SiteKind.LINEAR]
 
     def stored_tensors(site: Site) -> Mapping[str, Tensor]:
         W_OI = weight_of(site, parameters.load([site.parameter])[site.parameter])
         solution = method.solve(W_OI, Statistics(tokens=0), format)
-        if not isinstance(solution, GridSolution):
-            raise TypeError("rtn gave no grid solution")
-        return format.pack(solution.codes_OI, solution.grid, None, torch.bfloat16).stored_tensors()
+        return format.pack(solution, None, torch.bfloat16).stored_tensors()
 
     specs = {site.id: format.spec() for site in linears}
     layout = Layout(skeleton, specs, range(skeleton.num_blocks))

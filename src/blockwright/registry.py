@@ -45,11 +45,13 @@ def format_class(stem: str) -> type[Format]:
 
 
 def format_named(name: str) -> Format:
-    """The format of a name in the grammar, e.g. ``int4-g64``."""
-    stem = re.match(r"[a-z]+", name)
+    """The format of a name in the grammar, e.g. ``int4-g64`` or ``rank-p50+int8``."""
+    structure, plus, values = name.partition("+")
+    stem = re.match(r"[a-z]+", structure)
     if stem is None:
         raise CandidateError(f"unknown format {name!r}{_nearest(name, format_stems())}")
-    return format_class(stem[0]).parse(name)
+    format = format_class(stem[0]).parse(structure)
+    return format.with_values(format_named(values)) if plus else format
 
 
 def method_class(name: str) -> type[LinearMethod]:
@@ -77,7 +79,13 @@ def method_named(name: str, options: tuple[tuple[str, str], ...] = ()) -> Linear
 
 def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
     """Format and methods of a candidate; the format's default method where none is named."""
-    format = format_named(candidate.format)
+    if candidate.plus:
+        raise CandidateError(
+            f"candidate {candidate}: no format stores a sum of two ('&'); offer {candidate.format}"
+            f" and {candidate.plus} one by one"
+        )
+    name = candidate.format + (f"+{candidate.values}" if candidate.values else "")
+    format = format_named(name)
     names = candidate.methods or ((format.default_method,) if format.default_method else ())
     methods = tuple(method_named(name, candidate.options) for name in names)
     if candidate.methods and format.default_method is None:
@@ -85,10 +93,19 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
     for method in methods:
         if not isinstance(format, method.fills):
             raise CandidateError(
-                f"candidate {candidate}: {names[0]} cannot fill {format.name}"
-                f" (it fills {method.fills.__name__})"
+                f"candidate {candidate}: {_name_of(method)} cannot fill {format.name}; what can:"
+                f" {', '.join(_fillers(format)) or 'nothing'}"
             )
     return format, methods
+
+
+def _name_of(method: LinearMethod) -> str:
+    return type(method).__module__.rpartition(".")[2]
+
+
+def _fillers(format: Format) -> list[str]:
+    """Methods that can fill a format."""
+    return [name for name in method_names() if isinstance(format, method_class(name).fills)]
 
 
 def _files(package: Any) -> tuple[str, ...]:

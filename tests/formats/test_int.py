@@ -13,6 +13,7 @@ from torch import Tensor
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats.int import GROUP_SIZES, IntFormat, IntLinear
 from blockwright.numerics.int4_cpu import Int4Matrix, tile_layout
+from blockwright.types import GridSolution
 
 NAMES = ("int2-g32", "int3-g64-sym", "int4-g32", "int4-row", "int4", "int5-g32", "int8-row", "int8")
 needs_kernel = pytest.mark.skipif(
@@ -32,7 +33,8 @@ def packed(
     format = IntFormat.parse(name)
     grid = format.fit_grid(W)
     bias_O = torch.randn(shape[0], generator=generator).to(dtype) if bias else None
-    return format.pack(grid.encode(W, slice(None)), grid, bias_O, dtype)
+    solution = GridSolution(codes_OI=grid.encode(W, slice(None)), grid=grid)
+    return format.pack(solution, bias_O, dtype)
 
 
 def inputs(tokens: int, in_features: int = 128, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -26,6 +26,7 @@ from blockwright.formats import (
     install_table,
 )
 from blockwright.formats.int import IntFormat
+from blockwright.types import GridSolution
 
 E, HIDDEN, INNER, TOKENS, TOP = 4, 64, 32, 6, 2
 
@@ -33,7 +34,8 @@ E, HIDDEN, INNER, TOKENS, TOP = 4, 64, 32, 6, 2
 def pack(W_OI: Tensor, name: str = "int4-g32") -> FormatLinear:
     format = IntFormat.parse(name)
     grid = format.fit_grid(W_OI.float())
-    return format.pack(grid.encode(W_OI, slice(None)), grid, None, W_OI.dtype)
+    solution = GridSolution(codes_OI=grid.encode(W_OI, slice(None)), grid=grid)
+    return format.pack(solution, None, W_OI.dtype)
 
 
 def packed_linear(shape: tuple[int, int] = (48, 64), name: str = "int4-g32") -> FormatLinear:

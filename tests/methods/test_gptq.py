@@ -8,13 +8,14 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize._range_search import Search
-from blockwright.methods.quantize.gptq import TILE, Gptq, sweep, tiles_of
+from blockwright.methods.quantize.gptq import Gptq
 from blockwright.methods.quantize.rtn import Rtn
 from blockwright.numerics.column_rounding import column_rounder
+from blockwright.numerics.column_sweep import TILE, sweep, tiles_of
 from blockwright.numerics.inverse_hessian import upper_factor
 from blockwright.numerics.losses import quadratic_error
 from blockwright.registry import format_named, method_named
-from blockwright.types import GridFormat, GridSolution, Statistics
+from blockwright.types import GridFormat, Solution, Statistics
 from tests.layers import Layer, gram, outlier_layer, synth_layer
 from tests.methods.column_loop import column_loop
 
@@ -30,8 +31,8 @@ def grid_format(name: str) -> GridFormat:
     return format
 
 
-def decoded(solution: GridSolution) -> Tensor:
-    return solution.grid.decode(solution.codes_OI, slice(None))
+def decoded(solution: Solution) -> Tensor:
+    return solution.weight()
 
 
 def gram_only(H: Tensor, tokens: int = 1000) -> Statistics:

@@ -10,7 +10,7 @@ from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize._range_search import Search
 from blockwright.methods.quantize.rtn import Rtn
 from blockwright.registry import format_named, method_named
-from blockwright.types import GridFormat, Statistic, Statistics
+from blockwright.types import GridFormat, GridSolution, Statistic, Statistics
 from tests.layers import Layer, outlier_layer
 
 
@@ -21,8 +21,7 @@ def layer() -> Layer:
 
 def rounded(W: Tensor, method: Rtn, statistics: Statistics, format: str) -> Tensor:
     """W_hat."""
-    solution = method.solve(W, statistics, format_named(format))
-    return solution.grid.decode(solution.codes_OI, slice(None))
+    return method.solve(W, statistics, format_named(format)).weight()
 
 
 @pytest.mark.parametrize("format", ["int2-g32", "int3-g64-sym", "int4-row", "int8"])
@@ -30,6 +29,7 @@ def test_no_other_code_of_the_grid_is_nearer(layer: Layer, format: str) -> None:
     fmt = format_named(format)
     assert isinstance(fmt, GridFormat)
     solution = Rtn().solve(layer.W_OI, Statistics(tokens=0), fmt)
+    assert isinstance(solution, GridSolution)
     levels = 1 << int(format[3])
     every = torch.stack(
         [

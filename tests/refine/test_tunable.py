@@ -15,7 +15,7 @@ from blockwright.refine import TunableBlock
 from blockwright.refine.tunable import depended_on
 from blockwright.registry import format_named, method_named
 from blockwright.stream import Inputs, Stem, Stream, weight_of, with_weights
-from blockwright.types import GridFormat, GridSolution, PackedLinear, Site, Statistics
+from blockwright.types import GridFormat, PackedLinear, Site, Statistics
 from tests.conftest import ModelFolder
 from tests.models import KINDS
 from tests.stream.test_equals_own_forward import model_inputs, open_stream
@@ -28,8 +28,7 @@ def packed(site: Site, W_OI: Tensor, name: str = FORMAT) -> FormatLinear:
     format = format_named(name)
     assert isinstance(format, GridFormat)
     solution = method_named("rtn").solve(W_OI, Statistics(tokens=1), format)
-    assert isinstance(solution, GridSolution)
-    module = format.pack(solution.codes_OI, solution.grid, None, torch.float32)
+    module = format.pack(solution, None, torch.float32)
     assert isinstance(module, FormatLinear)
     return module
 

@@ -40,7 +40,7 @@ from blockwright.numerics.int4_cpu import Int4Matrix, kernel_group, tile_layout
 from blockwright.numerics.int8_cpu import Int8Matrix
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
-from blockwright.types import FormatLimits, Grid, GridFormat, SiteKind
+from blockwright.types import FormatLimits, GridFormat, GridSolution, SiteKind, Solution
 
 GROUP_SIZES = (32, 64, 128, 0)
 """0 = the whole row."""
@@ -170,11 +170,10 @@ class IntFormat(GridFormat):
             scale, zero_point = fit_range(W_OGJ, self.bits, self.symmetric)
         return AffineGrid(scale, zero_point, 1 << self.bits, self.group_size)
 
-    def pack(
-        self, codes_OI: Tensor, grid: Grid, bias_O: Tensor | None, dtype: torch.dtype
-    ) -> IntLinear:
-        if not isinstance(grid, AffineGrid):
-            raise TypeError(f"{self.name} stores codes of an AffineGrid, not {type(grid).__name__}")
+    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> IntLinear:
+        if not isinstance(solution, GridSolution) or not isinstance(solution.grid, AffineGrid):
+            raise TypeError(f"{self.name} stores codes of an AffineGrid, not {solution}")
+        codes_OI, grid = solution.codes_OI, solution.grid
         zero_point_GO = grid.zero_point.to(torch.uint8).t().contiguous()
         return IntLinear(
             self,

@@ -11,9 +11,8 @@ from blockwright.errors import FormatError, NumericalError
 from blockwright.registry import resolve
 from blockwright.types import (
     Candidate,
-    GridFormat,
-    GridSolution,
     LinearMethod,
+    PackedFormat,
     Solution,
     Statistic,
     Statistics,
@@ -69,7 +68,7 @@ def variant_inputs(
         "source": source,
         "candidate": str(candidate),
         "statistics": statistics,
-        "format_version": format.version,
+        "format": format.spec(),
         "method_versions": [method.version for method in methods],
         "surroundings": dict(surroundings),
     }
@@ -97,7 +96,7 @@ class _Job:
 
     site: str
     wanted: WantedVariant
-    format: GridFormat | None
+    format: PackedFormat | None
     method: LinearMethod | None
 
     def unavailable(self, reason: str, statistics: Statistics | None) -> BuiltVariant:
@@ -135,10 +134,12 @@ class _Job:
         return ""
 
 
-def _format_and_method(candidate: Candidate) -> tuple[GridFormat | None, LinearMethod | None]:
+def _format_and_method(candidate: Candidate) -> tuple[PackedFormat | None, LinearMethod | None]:
+    """Both, or neither: ``resolve`` has seen to it that the method fills the format."""
     format, methods = resolve(candidate)
-    fits = isinstance(format, GridFormat) and len(methods) == 1
-    return (format, methods[0]) if isinstance(format, GridFormat) and fits else (None, None)
+    if isinstance(format, PackedFormat) and len(methods) == 1:
+        return format, methods[0]
+    return None, None
 
 
 def _solve_jobs(
@@ -176,9 +177,9 @@ def _packed(
 
     from blockwright.numerics.losses import quadratic_error, row_errors
 
-    if job.format is None or not isinstance(solution, GridSolution):
-        raise TypeError(f"{job.wanted.candidate}: a grid format needs a GridSolution")
-    packed = job.format.pack(solution.codes_OI, solution.grid, None, torch.bfloat16)
+    if job.format is None:
+        raise TypeError(f"{job.wanted.candidate} has no packed format")
+    packed = job.format.pack(solution, None, torch.bfloat16)
     W_hat = packed.dequantize()
     if not torch.isfinite(W_hat).all():
         raise NumericalError(f"{job.wanted.candidate} gave values that are not finite")
@@ -187,6 +188,7 @@ def _packed(
     tensors = packed.stored_tensors()
     facts = {
         "stored_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "stored_tensors": len(tensors),
         "error": error,
         "relative_error": error / scale if scale > 0 else 0.0,
         "format_spec": job.format.spec(),

@@ -23,6 +23,8 @@ from blockwright.types import DROP, Option, Problem, Site, SiteKind, VariantReco
 
 HEADER_BYTES_PER_TENSOR = 160
 """Upper estimate of a tensor's entry in a safetensors header, its name left out."""
+USUAL_TENSORS = 3
+"""Tensors of a packed site whose entries are counted beforehand: codes, scales, zero points."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,13 @@ def _option(run: Run, site: Site, record: VariantRecord, loss: float) -> Option:
         loss=loss,
         key=record.key,
         tie=site.tie,
+        other_bytes=header_bytes(site.id, max(record.stored_tensors - USUAL_TENSORS, 0)),
     )
+
+
+def header_bytes(name: str, tensors: int) -> int:
+    """Upper estimate of the header entries of some tensors of this name."""
+    return tensors * (len(name) + HEADER_BYTES_PER_TENSOR)
 
 
 def _droppable(run: Run) -> tuple[list[Site], dict[str, str]]:
@@ -171,6 +179,6 @@ def _fixed_bytes(run: Run, replaceable: int) -> int:
     unused = run.original.parameters.unused
     stored = sum(tensor.nbytes for tensor in tensors.values())
     stored += sum(run.original.checkpoint.nbytes(name) for name in unused)
-    names = [*tensors, *unused, *(site.id for site in run.skeleton.sites for _ in range(3))]
-    headers = sum(len(name) + HEADER_BYTES_PER_TENSOR for name in names)
+    headers = sum(header_bytes(name, 1) for name in (*tensors, *unused))
+    headers += sum(header_bytes(site.id, USUAL_TENSORS) for site in run.skeleton.sites)
     return stored - replaceable + headers

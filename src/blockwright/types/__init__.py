@@ -2,13 +2,28 @@
 
 from blockwright.types.budget import Budget, parse_size
 from blockwright.types.candidate import DROP, KEEP, Candidate
+from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
-from blockwright.types.format import Format, Grid, GridFormat, PackedFormat, PackedLinear
+from blockwright.types.format import (
+    Format,
+    Grid,
+    GridFormat,
+    PackedFormat,
+    PackedLinear,
+    ValueFormat,
+)
 from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import Quality, Speed
-from blockwright.types.method import GridSolution, LinearMethod, Solution
+from blockwright.types.method import LinearMethod
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem
 from blockwright.types.site import Site, SiteKind, TableRole
+from blockwright.types.solution import (
+    DenseSolution,
+    FactoredSolution,
+    GridSolution,
+    MaskedSolution,
+    Solution,
+)
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord
 
@@ -19,6 +34,10 @@ __all__ = [
     "Budget",
     "Candidate",
     "Choice",
+    "CompositeFormat",
+    "DenseSolution",
+    "FactoredFormat",
+    "FactoredSolution",
     "FitRequest",
     "FitResult",
     "Format",
@@ -27,6 +46,8 @@ __all__ = [
     "GridFormat",
     "GridSolution",
     "LinearMethod",
+    "MaskedFormat",
+    "MaskedSolution",
     "Option",
     "PackedFormat",
     "PackedLinear",
@@ -42,6 +63,7 @@ __all__ = [
     "Statistic",
     "Statistics",
     "TableRole",
+    "ValueFormat",
     "VariantRecord",
     "parse_size",
 ]

@@ -11,12 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
+from blockwright.errors import CandidateError
+from blockwright.types.solution import GridSolution
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from blockwright.types.limits import FormatLimits
     from blockwright.types.site import SiteKind
+    from blockwright.types.solution import Solution
 
 
 class Format(ABC):
@@ -38,6 +42,15 @@ class Format(ABC):
     @abstractmethod
     def parse(cls, name: str) -> Self:
         """Read a name; raises ``CandidateError`` saying what is allowed."""
+
+    def with_values(self, values: Format) -> Format:
+        """``SELF+VALUES`` of the grammar; raises ``CandidateError`` where there is nothing to
+        store otherwise.
+        """
+        raise CandidateError(
+            f"{self.name}+{values.name}: {self.name} has no values to store as {values.name};"
+            " '+' follows formats made of parts, e.g. rank-p50+int8 or sparse2of4+int4-g64"
+        )
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
@@ -78,6 +91,13 @@ class PackedFormat(Format):
     ) -> PackedLinear:
         """A module of ``(out, in)`` with unfilled tensors, ready to be loaded into."""
 
+    @abstractmethod
+    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> PackedLinear:
+        """The packed module of a solution; ``dtype`` = activations.
+
+        Raises ``TypeError`` for a solution of another kind of format.
+        """
+
 
 class PackedLinear(Protocol):
     """What every packed module offers, a drop-in for ``nn.Linear``: ``formats.FormatLinear``."""
@@ -105,6 +125,10 @@ class PackedLinear(Protocol):
         """Dequantized rows [len(index), in], for embeddings."""
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of ``stored_tensors``."""
+
+    @property
     def stored_names(self) -> tuple[str, ...]:
         """Names of the stored tensors, bias included where there is one."""
 
@@ -129,7 +153,15 @@ class Grid(Protocol):
         """This grid with the groups of ``columns`` (whole groups) taken from ``other`` [O, len]."""
 
 
-class GridFormat(PackedFormat):
+class ValueFormat(PackedFormat):
+    """A packed format that stores every element by itself, so that it can store parts of others."""
+
+    @abstractmethod
+    def nearest(self, W_OI: Tensor) -> Solution:
+        """Every element rounded to the nearest value that can be stored."""
+
+
+class GridFormat(ValueFormat):
     """A packed format whose elements each take a value of a ``Grid`` (int, bfp, nf, fp4 ...)."""
 
     group_size: int
@@ -145,8 +177,7 @@ class GridFormat(PackedFormat):
         weighted by ``importance_I`` (1 if None).  Scales are already rounded to their stored dtype.
         """
 
-    @abstractmethod
-    def pack(
-        self, codes_OI: Tensor, grid: Grid, bias_O: Tensor | None, dtype: torch.dtype
-    ) -> PackedLinear:
-        """The packed module (a ``PackedLinear``) of codes and grid; ``dtype`` = activations."""
+    def nearest(self, W_OI: Tensor) -> GridSolution:
+        """Nearest codes, ranges searched."""
+        grid = self.fit_grid(W_OI, search=True)
+        return GridSolution(codes_OI=grid.encode(W_OI, slice(None)), grid=grid)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from blockwright.types.format import Format, Grid
+    from blockwright.types.format import Format
+    from blockwright.types.solution import Solution
     from blockwright.types.statistics import Statistic, Statistics
 
 
@@ -47,16 +47,3 @@ class LinearMethod(ABC):
         """``solve`` for one format after another, bit for bit; work may be shared."""
         for format in formats:
             yield self.solve(W_OI, statistics, format)
-
-
-class Solution:
-    """What a method found; ``pack`` of the format turns it into the stored module."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridSolution(Solution):
-    """Codes on a grid, for a ``GridFormat``."""
-
-    codes_OI: Tensor  # noqa: N815 - shape suffix
-    """uint8 [O, I]"""
-    grid: Grid

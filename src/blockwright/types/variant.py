@@ -16,6 +16,8 @@ class VariantRecord:
     candidate: str
     stored_bytes: int = 0
     """Bytes of the stored tensors, bias included."""
+    stored_tensors: int = 0
+    """Their number: each has an entry in a file's header."""
     error: float = 0.0
     """tr(D H D^T), D = W_hat - W: squared output error, summed over outputs, mean over tokens."""
     relative_error: float = 0.0

@@ -9,8 +9,8 @@ Idea:    What counts is the output W x, not W.  After a column is rounded, the b
          damping decides.
 
 Equations -> code
-    Eq. (2), (3)   sweep          error of a column, update of the columns still free
-    Algorithm 1    sweep          tiles of 128 columns; those to the right updated once per tile
+    Eq. (2), (3)   column_sweep   error of a column, update of the columns still free
+    Algorithm 1    column_sweep   tiles of 128 columns; those to the right updated once per tile
     U              upper_factor   U^T U = inv(H + damping mean(diag H) I)
 Shapes:  O out features, R rows (O, or several weights stacked), I in features, J columns of a tile.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
@@ -33,7 +33,7 @@ Checked: error against rounding to nearest, equality with it for H = I, agreemen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -50,6 +50,7 @@ from blockwright.methods.quantize._range_search import (
     input_energy,
 )
 from blockwright.numerics.column_rounding import ColumnRounder, column_rounder
+from blockwright.numerics.column_sweep import sweep, tiles_of
 from blockwright.numerics.finite import all_finite
 from blockwright.numerics.inverse_hessian import upper_factor
 from blockwright.types import (
@@ -61,43 +62,6 @@ from blockwright.types import (
     Statistic,
     Statistics,
 )
-
-TILE = 128
-"""Columns between two updates of everything to their right (B in the paper)."""
-
-
-def sweep(W_IR: Tensor, U_II: Tensor, rounder: ColumnRounder, tiles: Sequence[slice]) -> None:
-    """Algorithm 1: replace W by Q, in place.
-
-    ``W_IR`` is the weight *transposed*, one column of W to a row, in the order of ``U_II``.  Rows
-    of W do not touch each other: weights that share their inputs, or one weight in several formats,
-    may be stacked along R (to rounding: the matrix product rounds differently at other sizes).
-    """
-    for tile in tiles:
-        W_JR, U_JJ = W_IR[tile], U_II[tile, tile]
-        E_JR = torch.empty_like(W_JR)
-        columns, errors = W_JR.unbind(0), E_JR.unbind(0)
-        for j, U_jj in enumerate(U_JJ.diagonal().tolist()):
-            w, e = columns[j], errors[j]
-            q = rounder(tile.start + j, w)
-            torch.sub(w, q, out=e).div_(U_jj)  # Eq. (2)
-            w.copy_(q)
-            W_JR[j + 1 :].addr_(U_JJ[j, j + 1 :], e, alpha=-1)  # Eq. (3)
-        W_IR[tile.stop :].addmm_(U_II[tile, tile.stop :].T, E_JR, alpha=-1)
-
-
-def tiles_of(in_features: int, group_size: int = 1) -> list[slice]:
-    """Tiles of at most ``TILE`` columns: whole groups, or parts of one that starts with a tile.
-
-    So at the first column of a group all its weights are up to date.
-    """
-    if group_size <= TILE:
-        width = TILE - TILE % group_size
-        edges = list(range(0, in_features, width))
-    else:
-        groups = range(0, in_features, group_size)
-        edges = [j for g in groups for j in range(g, min(g + group_size, in_features), TILE)]
-    return [slice(a, b) for a, b in zip(edges, [*edges[1:], in_features], strict=True)]
 
 
 @dataclass

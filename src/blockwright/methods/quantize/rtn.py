@@ -11,7 +11,8 @@ Equations -> code
     c = clip(round(W/s) + z)   encode
 Shapes:  O out features, I in features, J columns.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
-Needs:   nothing; INPUT_GRAM (its diagonal) with search=gram.   Fills: every grid format.
+Needs:   nothing; INPUT_GRAM (its diagonal) with search=gram.   Fills: every format
+         of single elements.
 Cost:    time O(O I), times the ranges tried when searching; memory one copy of W.
 Differs from the paper: nothing known.
 Raises:  NumericalError when W is not finite, or with search=gram when no token reached the site.
@@ -38,8 +39,10 @@ from blockwright.types import (
     GridFormat,
     GridSolution,
     LinearMethod,
+    Solution,
     Statistic,
     Statistics,
+    ValueFormat,
 )
 
 
@@ -50,7 +53,7 @@ class Rtn(LinearMethod):
     paper: ClassVar[str] = "baseline"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = GridFormat  # type: ignore[type-abstract]
+    fills: ClassVar[type[Format]] = ValueFormat  # type: ignore[type-abstract]
 
     search: Search = "none"
 
@@ -61,10 +64,12 @@ class Rtn(LinearMethod):
     def needs(self) -> frozenset[Statistic]:
         return frozenset({Statistic.INPUT_GRAM}) if self.search == "gram" else frozenset()
 
-    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        if not isinstance(format, GridFormat):
-            raise CandidateError(f"rtn cannot fill {format.name}: it fills grid formats")
+    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> Solution:
         check_finite(W_OI)
+        if not isinstance(format, GridFormat):
+            if isinstance(format, ValueFormat):
+                return format.nearest(W_OI)
+            raise CandidateError(f"rtn cannot fill {format.name}: it rounds element by element")
         h_I = input_energy(statistics) if self.search == "gram" else None
         grid = grid_fitter(format, self.search, h_I)(W_OI, slice(None))
         return GridSolution(codes_OI=grid.encode(W_OI, slice(None)), grid=grid)

@@ -1,0 +1,125 @@
+"""The base of packed modules made of parts: each part is a packed module of its own.
+
+The parts keep their own states, kernels and stored names (``left.weight``, ``left.scale``); an
+empty ``weight`` stands for the whole, so that plain loading raises at its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from blockwright.errors import FormatError
+from blockwright.formats import format_from_spec
+from blockwright.formats._linear import FormatLinear
+from blockwright.types import CompositeFormat, Solution, ValueFormat
+
+
+class CompositeLinear(FormatLinear):
+    """Parts, and ``positions``: masks or indices, stored beside them."""
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        format: CompositeFormat,
+        shape: tuple[int, int],
+        *,
+        parts: Mapping[str, FormatLinear],
+        positions: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(format, shape, bias=bias, dtype=dtype)
+        device = next(iter(parts.values())).device
+        self.register_buffer("weight", torch.empty(0, dtype=torch.uint8, device=device))
+        for name, tensor in positions.items():
+            self.register_buffer(name, tensor)
+        self.position_names = tuple(positions)
+        self.part_names = tuple(parts)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self._weight_names = (
+            *("weight", *positions),
+            *(f"{name}.{stored}" for name, part in parts.items() for stored in part.weight_names),
+        )
+
+    def part(self, name: str) -> FormatLinear:
+        """The packed module of a part."""
+        found = self.get_submodule(name)
+        if not isinstance(found, FormatLinear):
+            raise TypeError(f"{name} of {self.format.name} is a {type(found).__name__}")
+        return found
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        return self._weight_names
+
+    def stored_weight(self) -> dict[str, Tensor]:
+        tensors = {name: self.get_buffer(name) for name in ("weight", *self.position_names)}
+        for name in self.part_names:
+            stored = self.part(name).stored_weight()
+            tensors |= {f"{name}.{each}": tensor for each, tensor in stored.items()}
+        return tensors
+
+    def prepare(self) -> Self:
+        for name in self.part_names:
+            self.part(name).prepare()
+        return self
+
+    def restore(self) -> Self:
+        for name in self.part_names:
+            self.part(name).restore()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @property
+    def resident_bytes(self) -> int:
+        own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        return sum(t.numel() * t.element_size() for t in own) + sum(
+            self.part(name).resident_bytes for name in self.part_names
+        )
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Its own tensors; the parts save theirs."""
+        for name in ("weight", *self.position_names):
+            destination[prefix + name] = self.get_buffer(name)
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+
+def packed_part(format: ValueFormat, solution: Solution, dtype: torch.dtype) -> FormatLinear:
+    """The module of a part, from its solution."""
+    return _as_linear(format.pack(solution, None, dtype))
+
+
+def empty_parts(
+    format: CompositeFormat, shape: tuple[int, int], dtype: torch.dtype, device: str
+) -> dict[str, FormatLinear]:
+    """The modules of all parts, unfilled."""
+    return {
+        name: _as_linear(format.values.empty(part, bias=False, dtype=dtype, device=device))
+        for name, part in format.part_shapes(shape).items()
+    }
+
+
+def values_from(spec: Mapping[str, Any]) -> ValueFormat:
+    """The format of the values that a composite's spec names."""
+    format = format_from_spec(spec.get("values", {}))
+    if not isinstance(format, ValueFormat):
+        raise FormatError(f"format spec {dict(spec)}: {format.name} cannot store values")
+    return format
+
+
+def _as_linear(module: object) -> FormatLinear:
+    if not isinstance(module, FormatLinear):
+        raise TypeError(f"a part is a {type(module).__name__}, not a packed linear")
+    return module

@@ -1,0 +1,342 @@
+"""sparse: zeros that are not stored; every row keeps equally many weights.
+
+Paper:   N:M from Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021 (2:4).
+Idea:    The kept values stand row by row in a dense matrix of their own, in any format of values,
+         beside their positions.  2:4 is what the tensor cores of CUDA GPUs multiply; everything
+         else is smaller on disk only.
+
+Names:   sparse2of4: 2 of every 4 consecutive inputs stay; N below M, M of 4, 8 or 16.
+         sparse50: 50% of every row is zero, anywhere; sparse10 to sparse90.
+         +int8, +int4-g64 ...: the kept values stored so (without a pattern: whole rows, +int4).
+Stored:  weight      uint8, empty, so that plain loading raises
+         positions   uint8, flat: N:M dense log2(M)-bit places in their group [O, K]; otherwise one
+                     bit per weight [O, I]
+         values.*    [O, K] in the format of the values
+         bias        as it was
+Shapes:  O out features, I in features, K = kept inputs per row.
+Units:   bits per weight = K / I (bits of the values + log2 M), or K / I bits + 1.
+Kernels: CUDA, 2:4, bf16 or fp16: torch's semi-structured product, where a probe multiplies right.
+         Everywhere else, CPU above all: dequantized once, when first multiplied, then an ordinary
+         matmul.  No speed is claimed there.
+Raises:  CandidateError for an unknown name or values, FormatError for a shape or a newer version.
+Checked: the CUDA path was not run: it needs hardware.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockwright.errors import CandidateError, FormatError
+from blockwright.formats._composite import CompositeLinear, empty_parts, packed_part, values_from
+from blockwright.formats._linear import frozen_product
+from blockwright.formats._spec import check_version
+from blockwright.formats.bf import BfFormat
+from blockwright.numerics.masks import keep_n_of_m, keep_per_row, kept_columns
+from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
+from blockwright.numerics.semi_structured import SemiStructuredMatrix
+from blockwright.types import (
+    Format,
+    FormatLimits,
+    GridFormat,
+    MaskedFormat,
+    MaskedSolution,
+    SiteKind,
+    Solution,
+    ValueFormat,
+)
+
+NAME = re.compile(r"sparse(?:(?P<n>[1-9][0-9]?)of(?P<m>4|8|16)|(?P<percent>[1-9]0))")
+
+
+@dataclass(frozen=True)
+class SparseFormat(MaskedFormat):
+    """``sparse<n>of<m>`` or ``sparse<percent>``."""
+
+    percent: int = 0
+    """Share of zeros in every row; 0 where there is a pattern."""
+    n: int = 0
+    m: int = 0
+    values: ValueFormat = field(default_factory=BfFormat)
+
+    version: ClassVar[int] = 1
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.LINEAR})
+    default_method: ClassVar[str | None] = "sparsegpt"
+
+    def __post_init__(self) -> None:
+        pattern = 0 < self.n < self.m and self.m in (4, 8, 16)
+        if pattern == (0 < self.percent < 100) or (self.m > 0) != pattern:
+            raise FormatError(
+                f"sparse format of {self.n} of {self.m} and {self.percent}% zeros: give n below m"
+                " of 4, 8 or 16, or a percentage"
+            )
+
+    @property
+    def structure(self) -> str:
+        return f"sparse{self.n}of{self.m}" if self.m else f"sparse{self.percent}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        match = NAME.fullmatch(name)
+        n, m = (int(match[key] or 0) for key in ("n", "m")) if match else (0, 0)
+        if match is None or n > m - 1 >= 0:
+            raise CandidateError(
+                f"unknown format {name!r}; did you mean 'sparse2of4'? (sparseNofM: N below M of"
+                " every M inputs stay, M of 4, 8 or 16; or sparse10 to sparse90: percent of zeros;"
+                " then +int8 or the like, or nothing)"
+            )
+        return cls(percent=int(match["percent"] or 0), n=n, m=m)
+
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        plain = ("sparse2of4", "sparse1of4", "sparse4of8", "sparse3of16", "sparse50", "sparse80")
+        return (*plain, "sparse2of4+int4-g32", "sparse2of4+int8", "sparse50+int4")
+
+    @property
+    def limits(self) -> FormatLimits:
+        return FormatLimits(
+            in_multiple=self.m or 1,
+            packed_on_cpu=False,
+            resident_bits=16.0 + self._position_bits + self._resident_value_bits,
+        )
+
+    @property
+    def pattern_size(self) -> int:
+        return self.m
+
+    def kept(self, in_features: int) -> int:
+        if self.m:
+            return in_features // self.m * self.n
+        return round(in_features * (100 - self.percent) / 100)
+
+    def best_mask(self, score_OJ: Tensor) -> Tensor:
+        if self.m:
+            return keep_n_of_m(score_OJ, self.n, self.m)
+        return keep_per_row(score_OJ, self.kept(score_OJ.shape[1]))
+
+    def with_values(self, values: Format) -> Self:
+        grouped = isinstance(values, GridFormat) and values.group_size
+        if grouped and not self.m:
+            raise CandidateError(
+                f"{self.structure}+{values.name}: groups of kept values would begin at another"
+                " input in every row; use values with one scale per row, e.g. +int4 or +int8"
+            )
+        if grouped and isinstance(values, GridFormat) and values.group_size % self.n:
+            raise CandidateError(
+                f"{self.structure}+{values.name}: groups of {values.group_size} values are not"
+                f" whole patterns of {self.n}; use +int4 or +int8, one scale per row"
+            )
+        return super().with_values(values)
+
+    def check_structure(self, shape: tuple[int, int], where: str) -> None:
+        in_features = shape[1]
+        if self.m and in_features % self.m:
+            raise FormatError(
+                f"{self.name}: {where}: {in_features} inputs are not whole groups of {self.m};"
+                f" use sparse{self._zero_tenths}0 or a format without a pattern"
+            )
+        if self.kept(in_features) < 1:
+            raise FormatError(f"{self.name}: {where}: nothing of {in_features} inputs would stay")
+
+    def position_bytes(self, shape: tuple[int, int]) -> int:
+        out_features, in_features = shape
+        if self.m:
+            return packed_bytes(self.index_bits, out_features, self.kept(in_features))
+        return packed_bytes(1, out_features, in_features)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits of a place inside a group."""
+        return (self.m - 1).bit_length()
+
+    @property
+    def _zero_tenths(self) -> int:
+        """Zeros in steps of 10%, from 1 to 9."""
+        return min(max(round(10 - 10 * self.n / self.m), 1), 9)
+
+    @property
+    def _position_bits(self) -> float:
+        return self.index_bits * self.n / self.m if self.m else 1.0
+
+    @property
+    def _resident_value_bits(self) -> float:
+        """What stays beside the dequantized weight, which replaces bfloat16 values."""
+        if isinstance(self.values, BfFormat):
+            return 0.0
+        density = self.n / self.m if self.m else 1 - self.percent / 100
+        return self.values.limits.resident_bits * density
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "format": "sparse",
+            "version": self.version,
+            "percent": self.percent,
+            "n": self.n,
+            "m": self.m,
+            "values": self.values.spec(),
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        check_version(cls, spec)
+        try:
+            return cls(spec["percent"], spec["n"], spec["m"], values_from(spec))
+        except KeyError as missing:
+            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+
+    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> SparseLinear:
+        if not isinstance(solution, MaskedSolution):
+            raise TypeError(f"{self.name} stores a MaskedSolution, not {solution}")
+        O, I = solution.mask_OI.shape  # noqa: E741
+        return SparseLinear(
+            self,
+            (O, I),
+            parts={"values": packed_part(self.values, solution.values, dtype)},
+            positions={"positions": self.packed_positions(solution.mask_OI)},
+            bias=bias_O,
+            dtype=dtype,
+        )
+
+    def packed_positions(self, mask_OI: Tensor) -> Tensor:
+        """The mask as stored; raises ``ValueError`` where it breaks the pattern or the count."""
+        K = self.kept(mask_OI.shape[1])
+        per_group = mask_OI.view(-1, self.m or mask_OI.shape[1]).sum(1)
+        if (per_group != (self.n or K)).any():
+            raise ValueError(f"{self.name}: the mask keeps {per_group.unique().tolist()} per group")
+        if not self.m:
+            return pack_codes(mask_OI.to(torch.uint8), 1)
+        places = kept_columns(mask_OI, K) % self.m
+        return pack_codes(places.to(torch.uint8), self.index_bits)
+
+    def columns(self, positions: Tensor, shape: tuple[int, int]) -> Tensor:
+        """int64 [O, K]: the kept columns of every row, rising; inverts ``packed_positions``."""
+        O, I = shape  # noqa: E741
+        K = self.kept(I)
+        if not self.m:
+            return kept_columns(unpack_codes(positions, 1, O, I).bool(), K)
+        places = unpack_codes(positions, self.index_bits, O, K).long()
+        groups = torch.arange(K, device=positions.device).div(self.n, rounding_mode="floor")
+        return places + groups * self.m
+
+    def empty(
+        self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
+    ) -> SparseLinear:
+        positions = torch.empty(self.position_bytes(shape), dtype=torch.uint8, device=device)
+        return SparseLinear(
+            self,
+            shape,
+            parts=empty_parts(self, shape, dtype, device),
+            positions={"positions": positions},
+            bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
+            dtype=dtype,
+        )
+
+
+class SparseLinear(CompositeLinear):
+    """The packed module.  Prepared, ``_matrix`` is multiplied; it replaces bfloat16 values, which
+    it holds exactly, and stands beside others.
+    """
+
+    format: SparseFormat  # narrower than the base's
+    positions: Tensor
+    _matrix: Tensor | SemiStructuredMatrix | None = None
+
+    # -- states
+
+    def prepare(self) -> Self:
+        if self._matrix is None and not any(t.requires_grad for t in self.buffers()):
+            with torch.inference_mode(False), torch.no_grad():
+                exact = isinstance(self.format.values, BfFormat)
+                dense_OI = self.dequantize().to(torch.bfloat16 if exact else self.dtype)
+                sparse = SemiStructuredMatrix.of(dense_OI, self.format.n, self.format.m)
+                if exact:
+                    self._modules["values"] = None
+                self._matrix = dense_OI if sparse is None else sparse
+        return self
+
+    def restore(self) -> Self:
+        if self._matrix is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                if self._modules["values"] is None:
+                    tensors = self.stored_weight()
+                    self._matrix = None
+                    values = empty_parts(self.format, self._shape, self.dtype, "meta")["values"]
+                    values.load_stored({"weight": tensors["values.weight"]})
+                    self.add_module("values", values)
+            self._matrix = None
+        return super().restore()
+
+    def stored_weight(self) -> dict[str, Tensor]:
+        if self._modules["values"] is not None:
+            return super().stored_weight()
+        kept_OK = self._dense().gather(1, self._columns())
+        own = {"weight": self.weight, "positions": self.positions}
+        return own | {"values.weight": kept_OK.flatten()}
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._modules["values"] is None:
+            destination[prefix + "values.weight"] = self.stored_weight()["values.weight"]
+
+    @property
+    def kernel(self) -> str:
+        sparse = isinstance(self._matrix, SemiStructuredMatrix)
+        return "semi-structured" if sparse else "dequantized once"
+
+    @property
+    def resident_bytes(self) -> int:
+        own = [self.weight, self.positions, *self.parameters(recurse=False)]
+        values = 0 if self._modules["values"] is None else self.part("values").resident_bytes
+        matrix = 0 if self._matrix is None else self._matrix.nbytes
+        return sum(t.numel() * t.element_size() for t in own) + values + matrix
+
+    # -- products
+
+    def product(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in self.buffers()):
+            return F.linear(x, self.differentiable_weight().to(x.dtype))
+        matrix = self.prepare()._matrix
+        if isinstance(matrix, SemiStructuredMatrix) and x.dtype == matrix.dtype:
+            return frozen_product(x, matrix.product, self.dequantize)
+        return F.linear(x, self._dense().to(x.dtype))
+
+    def differentiable_weight(self) -> Tensor:
+        """Gradients reach the values in the portable state alone; see ``restore``."""
+        if self._modules["values"] is None:
+            return self._dense().float()
+        kept_OK = self.part("values").differentiable_weight()
+        return kept_OK.new_zeros(self._shape).scatter(1, self._columns(), kept_OK)
+
+    def dequantize(self) -> Tensor:
+        if self._modules["values"] is None:
+            return self._dense().float()
+        kept_OK = self.part("values").dequantize()
+        return kept_OK.new_zeros(self._shape).scatter_(1, self._columns(), kept_OK)
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.dequantize()[index].to(self.dtype)
+
+    # -- details
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    def _columns(self) -> Tensor:
+        return self.format.columns(self.positions, self._shape)
+
+    def _dense(self) -> Tensor:
+        if self._matrix is None:
+            raise RuntimeError("the weight is not dequantized yet; call prepare() first")
+        return self._matrix if isinstance(self._matrix, Tensor) else self._matrix.dense()
+
+
+FORMAT = SparseFormat

@@ -1,0 +1,1 @@
+"""Methods that find the thin factors of a weight."""

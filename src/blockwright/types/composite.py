@@ -1,0 +1,105 @@
+"""Formats made of parts, whose real numbers are stored in a format of their own.
+
+``rank-p50+int8``: two factors, both stored as ``int8``.  ``sparse2of4+int4-g64``: kept values
+stored as ``int4-g64``, beside their positions.  Without ``+`` the parts are stored as bfloat16.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from blockwright.errors import CandidateError
+from blockwright.types.format import Format, PackedFormat, ValueFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = "bf16"
+"""Values that need no naming."""
+
+
+class CompositeFormat(PackedFormat):
+    """A format of named parts; implementations are frozen dataclasses with a field ``values``."""
+
+    values: ValueFormat
+
+    @property
+    @abstractmethod
+    def structure(self) -> str:
+        """The name without its values, e.g. ``rank-p50``."""
+
+    @abstractmethod
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        """Part -> (rows, columns), for a weight of ``(out, in)``."""
+
+    @abstractmethod
+    def check_structure(self, shape: tuple[int, int], where: str) -> None:
+        """Raise ``FormatError`` when the structure cannot stand at ``(out, in)``."""
+
+    def position_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes of what is stored beside the parts: masks and indices."""
+        return 0
+
+    @property
+    def name(self) -> str:
+        return self.structure + ("" if self.values.name == PLAIN else f"+{self.values.name}")
+
+    def with_values(self, values: Format) -> Self:
+        """The same structure with its values in another format; ``CandidateError`` if it cannot."""
+        if not isinstance(values, ValueFormat):
+            raise CandidateError(
+                f"{self.structure}+{values.name}: {values.name} cannot store values;"
+                " after '+' goes a format that stores each weight by itself, e.g. int8 or int4-g64"
+            )
+        return replace(self, values=values)  # type: ignore[type-var]
+
+    def check_shape(self, shape: tuple[int, int], where: str) -> None:
+        self.check_structure(shape, where)
+        for part, part_shape in self.part_shapes(shape).items():
+            self.values.check_shape(part_shape, f"{where}, {part} of {self.structure}")
+
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        parts = self.part_shapes(shape).values()
+        return self.position_bytes(shape) + sum(map(self.values.stored_bytes, parts))
+
+
+class FactoredFormat(CompositeFormat):
+    """A product of two thin matrices, left [O, R] and right [R, I]."""
+
+    @abstractmethod
+    def rank(self, shape: tuple[int, int]) -> int:
+        """R for a weight of ``(out, in)``."""
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        out_features, in_features = shape
+        rank = self.rank(shape)
+        return {"left": (out_features, rank), "right": (rank, in_features)}
+
+
+class MaskedFormat(CompositeFormat):
+    """Zeros that are not stored.  Every row keeps equally many values."""
+
+    @abstractmethod
+    def kept(self, in_features: int) -> int:
+        """Values kept in each row of so many inputs, K.
+
+        For methods that go through the inputs in tiles: the first J of them keep ``kept(J)``.
+        """
+
+    @abstractmethod
+    def best_mask(self, score_OJ: Tensor) -> Tensor:
+        """The mask (bool [O, J], True = kept) of largest total score that can be stored.
+
+        J is any number of whole pattern groups; without a pattern, the whole row.
+        """
+
+    @property
+    @abstractmethod
+    def pattern_size(self) -> int:
+        """Consecutive inputs whose kept number is fixed (M of N:M); 0 = the whole row."""
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        return {"values": (shape[0], self.kept(shape[1]))}

@@ -1,0 +1,70 @@
+"""Solutions: what a method found for one weight; ``pack`` of the format makes the stored module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from blockwright.types.format import Grid
+
+
+class Solution(ABC):
+    """A solution is of one kind of format; it says which weight it stands for."""
+
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """W_hat [O, I], fp32: bit for bit what the packed module dequantizes to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSolution(Solution):
+    """Every element in a floating-point type."""
+
+    values_OI: Tensor  # noqa: N815 - shape suffix
+    """[O, I] in the stored dtype"""
+
+    def weight(self) -> Tensor:
+        return self.values_OI.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSolution(Solution):
+    """Codes on a grid, for a ``GridFormat``."""
+
+    codes_OI: Tensor  # noqa: N815 - shape suffix
+    """uint8 [O, I]"""
+    grid: Grid
+
+    def weight(self) -> Tensor:
+        return self.grid.decode(self.codes_OI, slice(None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredSolution(Solution):
+    """A product of two matrices, each a solution for the format of the values."""
+
+    left: Solution
+    """[O, R]"""
+    right: Solution
+    """[R, I]"""
+
+    def weight(self) -> Tensor:
+        return self.left.weight() @ self.right.weight()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSolution(Solution):
+    """Kept positions, as many in every row, and their values."""
+
+    mask_OI: Tensor  # noqa: N815 - shape suffix
+    """bool [O, I], True = kept"""
+    values: Solution
+    """[O, K]: the kept values of every row, from left to right."""
+
+    def weight(self) -> Tensor:
+        kept_OK = self.values.weight()
+        return kept_OK.new_zeros(self.mask_OI.shape).masked_scatter_(self.mask_OI, kept_OK)
