@@ -1,4 +1,4 @@
-"""``python -m benchmarks [decode] [memory] --out DIR``: JSON with the machine's description."""
+"""``python -m benchmarks [decode] [memory] [quality] --out DIR``: JSON with the machine's description."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks import decode, memory
+from benchmarks import decode, memory, quality
+from blockwright.types import Preset
 
-BENCHMARKS = ("decode", "memory")
+BENCHMARKS = ("decode", "memory", "quality")
+BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
 
 def machine() -> dict[str, object]:
@@ -44,6 +46,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=22)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16_384)
+    parser.add_argument("--model", type=Path, default=BUNDLED)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--preset", default="balanced")
     arguments = parser.parse_args()
     unknown = set(arguments.which) - set(BENCHMARKS)
     if unknown:
@@ -52,6 +57,9 @@ def main() -> None:
     for which in arguments.which:
         if which == "decode":
             figures = decode.run(arguments.out, arguments.blocks, arguments.rounds)
+        elif which == "quality":
+            preset = Preset(arguments.preset)
+            figures = quality.run(arguments.out, arguments.model, arguments.seeds, preset)
         else:
             figures = memory.run(arguments.out, arguments.blocks, arguments.tokens)
         report = {"benchmark": which, "machine": machine(), "figures": figures}
