@@ -1,4 +1,6 @@
-"""``python -m benchmarks [decode] [memory] [quality] --out DIR``: JSON with the machine's description."""
+"""``python -m benchmarks [decode] [memory] [quality] --out DIR``: JSON, with the machine's
+description.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Decoding one token at a time: fitted folders against the same model in bf16."""
+"""Decoding one token at a time: packed folders, tables as int8 rows, against the same model in
+bf16.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def run(work: Path, blocks: int, rounds: int) -> dict[str, Any]:
     model = random_llama(work / f"llama-{blocks}", blocks)
     folders = {"bf16": model}
     for name in FORMATS:
-        folders[name] = uniform_folder(model, name, work / f"llama-{blocks}-{name}")
+        folders[name] = uniform_folder(model, name, work / f"llama-{blocks}-{name}-tables")
     ids = torch.randint(0, 32000, (PREFILL_TOKENS,), generator=torch.Generator().manual_seed(1))
     best: dict[str, Speed] = {}
     for _ in range(rounds):

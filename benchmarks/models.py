@@ -49,24 +49,33 @@ def random_llama(folder: Path, blocks: int) -> Path:
     return folder
 
 
+TABLES = "int8"
+"""Format of embedding and head in uniform folders."""
+
+
 def uniform_folder(model: Path, format_name: str, out: Path) -> Path:
-    """The model with all block linears rounded to nearest in one format; kept if it is there."""
+    """The model with all block linears rounded to nearest in one format, its tables in ``TABLES``;
+    kept if it is there.
+    """
     if (out / "config.json").is_file():
         return out
     checkpoint = Checkpoint.open(model)
     skeleton = build_skeleton(model)
     parameters = ParameterSource(skeleton.model, checkpoint)
-    format, method = format_named(format_name), method_named("rtn")
-    if not isinstance(format, PackedFormat):
-        raise TypeError(f"{format_name} is no packed format")
-    linears = [site for site in skeleton.sites if site.kind is SiteKind.LINEAR]
+    method = method_named("rtn")
+    names = {SiteKind.LINEAR: format_name, SiteKind.TABLE: TABLES}
+    formats = {kind: format_named(name) for kind, name in names.items()}
 
     def stored_tensors(site: Site) -> Mapping[str, Tensor]:
         W_OI = weight_of(site, parameters.load([site.parameter])[site.parameter])
+        format = formats[site.kind]
+        if not isinstance(format, PackedFormat):
+            raise TypeError(f"{format.name} is no packed format")
         solution = method.solve(W_OI, Statistics(tokens=0), format)
         return format.pack(solution, None, torch.bfloat16).stored_tensors()
 
-    specs = {site.id: format.spec() for site in linears}
+    sites = [site for site in skeleton.sites if site.kind in formats]
+    specs = {site.id: formats[site.kind].spec() for site in sites}
     layout = Layout(skeleton, specs, range(skeleton.num_blocks))
     assemble(layout, parameters, checkpoint, stored_tensors, out)
     return out
