@@ -25,7 +25,7 @@ def fit(
         Path | None,
         typer.Option(
             help="Text for the statistics: a file, a folder, or JSONL with a `text` field "
-            "(default: sampled from the model itself, plus the shipped text)."
+            "(default: shipped text, and text sampled from the model itself)."
         ),
     ] = None,
     eval_text: options.EvalText = None,
@@ -41,6 +41,15 @@ def fit(
     threads: options.Threads = None,
     calibration_tokens: Annotated[
         int | None, typer.Option(min=2, help="Tokens of calibration text to use.")
+    ] = None,
+    sampled_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the calibration tokens that the model writes itself "
+            "(default: a quarter with --preset fast, else half; 0 with --calibration).",
+        ),
     ] = None,
     sequence_length: options.SequenceLength = None,
     eval_tokens: options.EvalTokens = None,
@@ -73,6 +82,7 @@ def fit(
         seed=seed,
         threads=threads,
         calibration_tokens=calibration_tokens,
+        sampled_share=sampled_share,
         sequence_length=sequence_length,
         eval_tokens=eval_tokens,
         device=device,

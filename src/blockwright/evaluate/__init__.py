@@ -1,13 +1,17 @@
-"""Quality, speed and memory of finished models."""
+"""Quality, speed and memory of finished models, and the text that a model writes itself."""
 
 from blockwright.evaluate.fresh import Answers, Loading, ask_fresh_process
 from blockwright.evaluate.quality import FinalHidden, measure, run_to_file
+from blockwright.evaluate.sampled import BATCH_DOCUMENTS, Sampling, sample_documents
 
 __all__ = [
+    "BATCH_DOCUMENTS",
     "Answers",
     "FinalHidden",
     "Loading",
+    "Sampling",
     "ask_fresh_process",
     "measure",
     "run_to_file",
+    "sample_documents",
 ]

@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,18 +80,47 @@ def ask_fresh_process(
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
     """Ask a new process; raises ``ModelError`` with its last line when it fails."""
+    failed = f"{request['folder']} does not load in a fresh process"
+    *_, answer = answers_of(CHILD, request, failed)
+    return answer
+
+
+def answers_of(child: str, request: dict[str, Any], failed: str) -> Iterator[dict[str, Any]]:
+    """Run a module in a new process, offline, and yield each JSON line that it prints.
+
+    It gets ``request`` on stdin.  Raises ``ModelError``, ``failed`` and its last line, when it
+    fails; it never outlives the caller's interest.
+    """
     request["threads"] = torch.get_num_threads()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(
-        [sys.executable, "-m", CHILD],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"{request['folder']} does not load in a fresh process: {last}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", child],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+        try:
+            yield from _conversation(process, request)
+        finally:
+            process.kill()
+            code = process.wait()
+        if code != 0:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or [f"it ended with code {code}"])[-1]
+            raise ModelError(f"{failed}: {last}")
+
+
+def _conversation(
+    process: subprocess.Popen[str], request: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a fresh process has no pipes")
+    with process.stdout:
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps(request))
+        for line in process.stdout:
+            yield json.loads(line)
+        process.wait()

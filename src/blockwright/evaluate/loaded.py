@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def main() -> None:
     """Speed first: what it holds in memory is then the model alone."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    answer = speed(request) if request["ids"] else {}
-    if request["inputs"]:
-        logits(request)
+    with redirect_stdout(sys.stderr):
+        answer = speed(request) if request["ids"] else {}
+        if request["inputs"]:
+            logits(request)
     print(json.dumps(answer))
 
 

@@ -16,6 +16,7 @@ from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
 from blockwright.pipeline.refining import refine_plans
+from blockwright.pipeline.sampling import with_sampled_text
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
@@ -29,7 +30,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     input.
     """
     began = time.monotonic()
-    run = open_run(request, progress or SilentProgress())
+    run = with_sampled_text(open_run(request, progress or SilentProgress()))
     built = build_library(run)
     posed = pose_problem(run, built)
     problem = posed.problem

@@ -33,6 +33,8 @@ HEALING: dict[Preset, TuningSettings | None] = {
     Preset.BEST: TuningSettings(steps=128, rate=0.003, checks=8),
 }
 """Local healing of the chosen plan's blocks."""
+SAMPLED_SHARE = {Preset.FAST: 0.25, Preset.BALANCED: 0.5, Preset.BEST: 0.5}
+"""Share of the calibration tokens that the model writes itself when no text is named."""
 SELECTION_TOKENS = {Preset.FAST: 4_096, Preset.BALANCED: 8_192, Preset.BEST: 16_384}
 HELDOUT_TOKENS = 16_384
 LONGEST_SEQUENCE = 2_048

@@ -70,12 +70,11 @@ def open_texts(request: FitRequest, folder: Path, skeleton: Skeleton) -> Texts:
 
 
 def choose_documents(request: FitRequest) -> tuple[dict[str, list[str]], list[str]]:
-    """Documents of the three splits and notes on where they came from."""
+    """Documents of the three splits, and what the user must know of the held-out ones."""
     heldout = read_documents(request.eval_text) if request.eval_text else None
     if request.calibration is None:
-        notes = ["calibration text: shipped with Blockwright (source of Python's standard library)"]
-        if heldout is None:
-            notes.append("figures are on shipped held-out text: give --eval-text for yours")
+        shipped = "figures are on shipped held-out text: give --eval-text for yours"
+        notes = [] if heldout else [shipped]
         return {
             "calibration": bundled_documents("calibration"),
             "selection": bundled_documents("selection"),

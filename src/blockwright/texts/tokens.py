@@ -89,7 +89,7 @@ def tokenize(
             f"{name} has {len(stream)} tokens, {needed * sequence_length} are needed"
             f" ({needed} sequences of {sequence_length}); give a longer text or ask for fewer"
         )
-    return _token_set(windows, name)
+    return token_set(windows, name)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,24 @@ def _windows(stream: Sequence[int], lead: list[int], length: int) -> Iterator[li
         position += len(taken)
 
 
-def _token_set(windows: Sequence[Sequence[int]], name: str) -> TokenSet:
+def opening_tokens(tokenizer: Any) -> list[int]:
+    """The tokens in front of a document: its own, or those that close the one before; or none."""
+    marks = _marks(tokenizer)
+    return marks.opening or marks.closing
+
+
+def mix_windows(
+    first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
+    """Windows of both, each spread evenly over the whole and in its own order."""
+    places = [
+        ((i + 0.5) / len(windows), w) for windows in (first, second) for i, w in enumerate(windows)
+    ]
+    return [window for _, window in sorted(places, key=lambda place: place[0])]
+
+
+def token_set(windows: Sequence[Sequence[int]], name: str) -> TokenSet:
+    """Windows of one length as a ``TokenSet``."""
     import torch
 
     ids = torch.tensor(windows, dtype=torch.int64)

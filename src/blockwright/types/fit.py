@@ -40,6 +40,9 @@ class FitRequest:
     seed: int = 0
     threads: int | None = None
     calibration_tokens: int | None = None
+    sampled_share: float | None = None
+    """Share of the calibration tokens that the model writes itself; None: the preset's without
+    ``calibration``, 0 with it."""
     sequence_length: int | None = None
     eval_tokens: int | None = None
     device: str = "cpu"
