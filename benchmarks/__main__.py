@@ -1,5 +1,5 @@
-"""``python -m benchmarks [decode] [memory] [quality] --out DIR``: JSON, with the machine's
-description.
+"""``python -m benchmarks [decode] [memory] [quality] [price] [calibration] --out DIR``: JSON, with
+the machine's description.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ import json
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
-from benchmarks import decode, memory, quality
+from benchmarks import calibration, decode, memory, price, quality
 from blockwright.types import Preset
 
-BENCHMARKS = ("decode", "memory", "quality")
+BENCHMARKS = ("decode", "memory", "quality", "price")
+"""What ``make bench`` runs."""
+MORE = ("calibration",)
+"""What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
 
@@ -41,6 +45,18 @@ def machine() -> dict[str, object]:
     }
 
 
+def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one benchmark."""
+    if which == "decode":
+        return decode.run(arguments.out, arguments.blocks, arguments.rounds)
+    if which == "memory":
+        return memory.run(arguments.out, arguments.blocks, arguments.tokens)
+    if which == "quality":
+        preset = Preset(arguments.preset)
+        return quality.run(arguments.out, arguments.model, arguments.seeds, preset)
+    return price.run(arguments.out) if which == "price" else calibration.run(arguments.out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", default=list(BENCHMARKS))
@@ -52,18 +68,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="balanced")
     arguments = parser.parse_args()
-    unknown = set(arguments.which) - set(BENCHMARKS)
+    known = (*BENCHMARKS, *MORE)
+    unknown = set(arguments.which) - set(known)
     if unknown:
-        parser.error(f"unknown benchmark {sorted(unknown)[0]!r}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"unknown benchmark {sorted(unknown)[0]!r}; there are {', '.join(known)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for which in arguments.which:
-        if which == "decode":
-            figures = decode.run(arguments.out, arguments.blocks, arguments.rounds)
-        elif which == "quality":
-            preset = Preset(arguments.preset)
-            figures = quality.run(arguments.out, arguments.model, arguments.seeds, preset)
-        else:
-            figures = memory.run(arguments.out, arguments.blocks, arguments.tokens)
+        figures = measure(which, arguments)
         report = {"benchmark": which, "machine": machine(), "figures": figures}
         text = json.dumps(report, indent=1)
         (arguments.out / f"{which}.json").write_text(text + "\n", encoding="utf-8")

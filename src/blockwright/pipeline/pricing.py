@@ -3,94 +3,77 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from blockwright.capture import BlockObserver, linear_sites
-from blockwright.library.build import WantedVariant, build_variants, needs_of
+from blockwright.capture import linear_sites
+from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.opening import Run, open_run
-from blockwright.pipeline.proving import peak_rss_bytes
+from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
+from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
+from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.progress import Progress, SilentProgress
-from blockwright.stream import Inputs, weight_of
-from blockwright.types import FitRequest, Price, Site, SiteKind, Statistics
+from blockwright.types import FitRequest, Price, SiteKind
 
-FRESH_PROCESS_SECONDS = 12.0
-"""Import and load of one fresh process; three are started."""
-EVALUATED_MODELS = 3
+RIVALS = 2
+"""Plans that are measured and refined: the solved one and the uniform one."""
+READ_BYTES_PER_SECOND = 1e9
+"""Reading and hashing the checkpoint."""
 OVERHEAD_BYTES = 300_000_000
 """What allocator, logits and one batch take beside blocks and Grams."""
+RECORD_BYTES = 1_500
+"""A variant's record in the library."""
 
 
 def price(request: FitRequest, progress: Progress | None = None) -> Price:
     """Memory, disk and seconds that ``fit`` will take, from one block's capture and builds."""
     run = open_run(request, progress or SilentProgress())
-    with run.progress.stage("probe one block"), tempfile.TemporaryDirectory() as scratch:
-        return _probe(run, Path(scratch))
-
-
-def _probe(run: Run, scratch: Path) -> Price:
-    stream = run.stream(dtype=run.capture_dtype)
-    inputs = run.calibration_inputs
-    one = Inputs(inputs.name, inputs.values[: inputs.batch_size], inputs.batch_size)
-    stem = stream.run_stem(one, scratch / "inputs.bin")
-    block = stream.block(0)
-    sites = linear_sites(stream, 0)
-    candidates = {site.id: run.candidates_for(site) for site in sites}
-    offered = [candidate for items in candidates.values() for candidate in items]
-    observer = BlockObserver(needs_of(offered))
-    began = time.monotonic()
-    batches = stream.file(scratch / "inputs.bin", stem).batches(one.rows, one.batch_size)
-    stream.run_block(
-        0, block, stem, batches, output=scratch / "out.bin", observer=observer, watched=sites
-    )
-    forward = (time.monotonic() - began) / one.values.numel()
-    parameters = stream.parameters(0, block)
-    building = _build_seconds(run, sites, parameters, observer.statistics())
-    return _total(run, forward, building)
-
-
-def _build_seconds(
-    run: Run,
-    sites: list[Site],
-    parameters: Mapping[str, Tensor],
-    statistics: Mapping[str, Statistics],
-) -> float:
-    """Seconds to build all variants of one block: one site of each shape is built for real."""
-    by_shape: dict[tuple[int, int], float] = {}
-    total = 0.0
-    for site in sites:
-        if site.shape not in by_shape and site.id in statistics:
-            began = time.monotonic()
-            wanted = [WantedVariant(item, "", {}) for item in run.candidates_for(site)]
-            W_OI = weight_of(site, parameters[site.parameter])
-            for _ in build_variants(site.id, W_OI, statistics[site.id], wanted):
-                pass
-            by_shape[site.shape] = time.monotonic() - began
-        total += by_shape.get(site.shape, 0.0)
-    return total
-
-
-def _total(run: Run, forward: float, building: float) -> Price:
-    """``forward``: seconds per token of one block; ``building``: of one block's variants."""
-    blocks, texts = run.skeleton.num_blocks, run.texts
-    candidates = max(1, len(run.candidates))
-    calibration = texts.calibration.tokens
-    measured = texts.selection.tokens * (EVALUATED_MODELS + 2)
-    measured += texts.heldout.tokens * EVALUATED_MODELS
-    groups = 5.0
-    parts = {
-        "calibrate": forward * calibration * blocks,
-        "build": building * blocks,
-        "refine": 2 * (forward * calibration * blocks * groups + building * blocks / candidates),
-        "measure": 3 * forward * measured * blocks,
-        "reload and time": 3 * FRESH_PROCESS_SECONDS,
-    }
+    stage = run.progress.stage("probe one block", probe_steps(run), "steps")
+    with stage as told, tempfile.TemporaryDirectory() as scratch:
+        costs = probe(run, Path(scratch), told.advance)
+    parts = _seconds_by_stage(run, costs)
     return Price(
         memory_bytes=_memory(run), disk_bytes=_disk(run), seconds=sum(parts.values()), parts=parts
     )
+
+
+def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
+    blocks, calibration = run.skeleton.num_blocks, run.texts.calibration.tokens
+    selection, heldout = run.texts.selection.tokens, run.texts.heldout.tokens
+    size = run.original.checkpoint.total_file_bytes
+    candidates = max(1, len(run.candidates))
+    refined = blocks * (calibration * costs.capture * (costs.groups + 1) + costs.load)
+    refined += blocks * costs.build / candidates
+    parts = {
+        "read": size / READ_BYTES_PER_SECOND,
+        "sample": _sampling_seconds(run, costs),
+        "calibrate": blocks * (costs.load + costs.capture * calibration),
+        "build": blocks * costs.build,
+        "refine": RIVALS * refined,
+        "measure": _measure_seconds(run, costs, selection, 1 + 2 * RIVALS, 4 * RIVALS)
+        + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS),
+        "reload and time": fresh_seconds(size, 1),
+    }
+    if run.request.speed:
+        prefill = 3 * SPEED_PREFILL_TOKENS * blocks * costs.forward
+        parts["reload and time"] += fresh_seconds(size, 2) + 2 * prefill
+    return parts
+
+
+def _measure_seconds(run: Run, costs: UnitCosts, tokens: int, models: int, heads: int) -> float:
+    """Streaming some models over a text, and some passes of the head over what came out."""
+    blocks = run.skeleton.num_blocks
+    return models * blocks * (costs.load + tokens * costs.forward) + heads * tokens * costs.head
+
+
+def _sampling_seconds(run: Run, costs: UnitCosts) -> float:
+    """Text that the model writes itself: all steps of all batches, and a process to do them."""
+    windows = wanted_windows(run).windows
+    if not windows:
+        return 0.0
+    documents, length = documents_of(windows, run.texts.calibration.sequence_length)
+    batches = -(-documents // BATCH_DOCUMENTS)
+    steps = batches * length * run.skeleton.num_blocks * costs.step
+    return fresh_seconds(run.original.checkpoint.total_file_bytes, 1) + steps
 
 
 def _memory(run: Run) -> int:
@@ -108,10 +91,24 @@ def _disk(run: Run) -> int:
     """Library, hidden states and the output folder."""
     library = 0
     for site in run.skeleton.sites:
-        if site.kind is SiteKind.LINEAR:
+        if site.parameter:
             for candidate in run.candidates_for(site):
-                library += run.stored_bytes(candidate, site)
+                library += run.stored_bytes(candidate, site) + RECORD_BYTES
     width = int(run.skeleton.config.get_text_config().hidden_size)
-    row = width * run.capture_dtype.itemsize
-    hidden = run.texts.calibration.tokens * row * (run.skeleton.num_blocks + 1)
-    return library + hidden + run.original.checkpoint.total_file_bytes
+    calibration = run.texts.calibration.tokens * run.capture_dtype.itemsize
+    hidden = width * calibration * (run.skeleton.num_blocks + 1 + RIVALS)
+    measured = 4 * width * (run.texts.selection.tokens + run.texts.heldout.tokens)
+    fitted = _fitted_bytes(run)
+    return library + hidden + 3 * measured + (1 + RIVALS) * fitted
+
+
+def _fitted_bytes(run: Run) -> int:
+    """Size of the folder that was asked for; a refined plan takes as much again in the library."""
+    original, budget = run.original.checkpoint.total_file_bytes, run.request.budget
+    if budget is None:
+        return run.edited.size_bytes if run.edited else original
+    if budget.bits is None:
+        return min(original, budget.size_bytes or int((budget.ratio or 1.0) * original))
+    linear = sum(site.weights for site in run.skeleton.sites if site.kind is SiteKind.LINEAR)
+    dense = linear * run.capture_dtype.itemsize
+    return original - dense + int(budget.bits * linear / 8)

@@ -29,6 +29,10 @@ RELOAD_TOLERANCE = 1e-3
 fp32.
 """
 SPEED_PREFILL_TOKENS = 256
+FRESH_PROCESS_SECONDS = 7.0
+"""Imports and first calls of a fresh process."""
+LOAD_BYTES_PER_SECOND = 2e8
+"""Reading, unpacking and some forward passes of a model, by its bytes."""
 PLAN_FILE = "blockwright-plan.json"
 
 
@@ -133,10 +137,11 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
     stream = fitted.stream
     rows = fitted.inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
     inputs = Inputs(fitted.inputs.name, rows, RELOAD_ROWS)
-    with run.progress.stage("reload in a fresh process"):
+    expected = fresh_seconds(run.original.checkpoint.total_file_bytes, 2)
+    with run.progress.stage("reload in a fresh process", expected_seconds=expected):
         target = fitted.file.path.with_name("reload.bin")
         target.unlink(missing_ok=True)
-        expected = torch.cat(list(run_to_file(stream, inputs, target).outputs()))
+        assembled = torch.cat(list(run_to_file(stream, inputs, target).outputs()))
         target.unlink()
         answers = ask_fresh_process(
             _loading(run, out),
@@ -146,8 +151,8 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
         )
     if answers.outputs is None:
         raise ModelError(f"{out} gave no outputs in a fresh process")
-    loaded = answers.outputs.reshape(expected.shape)
-    difference = float((loaded - expected).abs().max() / expected.abs().max().clamp(min=1e-9))
+    loaded = answers.outputs.reshape(assembled.shape)
+    difference = float((loaded - assembled).abs().max() / assembled.abs().max().clamp(min=1e-9))
     if not difference <= RELOAD_TOLERANCE:
         raise ModelError(
             f"{out} loads, but its outputs differ from the assembled ones by {difference:.2g}"
@@ -162,7 +167,8 @@ def _original_speed(run: Run) -> tuple[Speed | None, tuple[str, ...]]:
     if needed > free:
         note = f"original's speed: skipped, it needs {needed:.3g} bytes and {free:.3g} are free"
         return None, (note,)
-    with run.progress.stage("time the original"):
+    expected = fresh_seconds(run.original.checkpoint.total_file_bytes, 1)
+    with run.progress.stage("time the original", expected_seconds=expected):
         loading = _loading(run, run.original.source.path)
         return ask_fresh_process(loading, speed_ids=_speed_ids(run)).speed, ()
 
@@ -174,6 +180,11 @@ def _loading(run: Run, folder: Path) -> Loading:
         device=run.request.device,
         trust_remote_code=run.request.trust_remote_code,
     )
+
+
+def fresh_seconds(model_bytes: int, loads: int) -> float:
+    """What a fresh process is expected to take that loads a model so many times."""
+    return FRESH_PROCESS_SECONDS + loads * model_bytes / LOAD_BYTES_PER_SECOND
 
 
 def _speed_ids(run: Run) -> Tensor:

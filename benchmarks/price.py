@@ -1,0 +1,107 @@
+"""What ``fit --dry-run`` says against what the fit then takes: memory, disk and time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockwright.cli.demo import bundled_model
+from blockwright.types import Preset
+
+BOUNDS = {"memory": 2.0, "disk": 2.0, "seconds": 3.0}
+"""Largest factor between a price and what came, either way."""
+POLL_SECONDS = 0.2
+DEMO_OPTIONS = ("--bits", "4.3")
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A model and options of a fit, ``--out`` and ``--library`` left out."""
+
+    name: str
+    model: Path
+    options: Sequence[str]
+
+
+def run(work: Path) -> dict[str, Any]:
+    """The bundled model with every preset."""
+    cases = [
+        Priced(str(preset), bundled_model(), (*DEMO_OPTIONS, "--preset", str(preset)))
+        for preset in Preset
+    ]
+    return {case.name: compare(case, work / f"price-{case.name}") for case in cases}
+
+
+def compare(case: Priced, work: Path) -> dict[str, Any]:
+    """Dry run, then the run; every figure priced and taken, and their ratio."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    command = [sys.executable, "-m", "blockwright", "fit", str(case.model), *case.options]
+    command += ["--out", str(work / "out"), "--library", str(work / "library"), "--json"]
+    price = _answer([*command, "--dry-run"])
+    disk = DiskPeak(work)
+    with disk:
+        result = _answer(command)
+    pairs = {
+        "memory": (price["memory_bytes"], result["peak_rss_bytes"]),
+        "disk": (price["disk_bytes"], disk.peak),
+        "seconds": (price["seconds"], result["seconds"]),
+    }
+    return {
+        name: {"priced": priced, "taken": taken, "ratio": priced / taken, "bound": BOUNDS[name]}
+        for name, (priced, taken) in pairs.items()
+    } | {"parts": price["parts"]}
+
+
+def out_of_bounds(figures: dict[str, Any]) -> list[str]:
+    """Which of a case's figures are too far off, with their ratio."""
+    return [
+        f"{name} {figures[name]['ratio']:.2f}"
+        for name, bound in BOUNDS.items()
+        if not 1 / bound <= figures[name]["ratio"] <= bound
+    ]
+
+
+class DiskPeak:
+    """Largest size of a folder while it is entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.peak = folder, 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> DiskPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self.peak = max(self.peak, folder_bytes(self.folder))
+        self.peak = max(self.peak, folder_bytes(self.folder))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files; what vanishes meanwhile does not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _answer(command: Sequence[str]) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
