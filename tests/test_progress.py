@@ -14,6 +14,7 @@ from blockwright.progress import (
     Progress,
     RichProgress,
     SilentProgress,
+    format_count,
     format_seconds,
     seconds_left,
     stderr_progress,
@@ -64,6 +65,32 @@ def test_time_left_counts_down_between_units() -> None:
     clock.now += 4
     assert meter.left == 26.0
     assert meter.line() == "build: 1/4 blocks, 0:14, 0:26 left"
+
+
+def test_what_comes_before_the_first_unit_sets_no_pace() -> None:
+    clock = Clock()
+    meter = Meter("sample", 100, "tokens", None, clock)
+    clock.now += 60
+    meter.advance(0)
+    assert meter.left_text() == ""
+    clock.now += 1
+    meter.advance(10)
+    assert meter.left == 9.0
+    assert meter.line() == "sample: 10/100 tokens, 1:01, 0:09 left"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0.5, "0.5"), (7, "7"), (99.94, "99.9"), (1234.567, "1235"), (1e7, "10000000")],
+)
+def test_counts_are_read_at_a_glance(count: float, text: str) -> None:
+    assert format_count(count) == text
+
+
+def test_a_long_stage_says_at_once_how_long() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with PlainProgress(stream, clock).stage("reload", expected_seconds=12.0):
+        assert stream.getvalue() == "reload: 0:00, 0:12 left\n"
 
 
 def test_plain_lines_are_few_and_the_last_sums_up() -> None:

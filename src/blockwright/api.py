@@ -13,13 +13,18 @@ import torch
 from blockwright.anatomy import build_skeleton
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
-from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
+from blockwright.evaluate import Loading, ask_fresh_process, measure, run_to_file
 from blockwright.pipeline.presets import HELDOUT_TOKENS, LONGEST_SEQUENCE
-from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, open_fitted
-from blockwright.progress import Progress, SilentProgress
-from blockwright.stream import Inputs
+from blockwright.pipeline.proving import (
+    LOAD_BYTES_PER_SECOND,
+    SPEED_PREFILL_TOKENS,
+    fresh_seconds,
+    open_fitted,
+)
+from blockwright.progress import Progress, SilentProgress, Stage
+from blockwright.stream import Inputs, Stream
 from blockwright.texts import load_tokenizer, read_documents, tokenize
-from blockwright.types import SiteKind
+from blockwright.types import Quality, SiteKind
 
 
 def evaluate_model(
@@ -60,17 +65,16 @@ def evaluate_model(
         name=str(eval_text),
     )
     inputs = Inputs.of_tokens(tokens.ids)
-    with tempfile.TemporaryDirectory() as scratch, progress.stage("measure quality") as stage:
-        original: FinalHidden | None = None
-        if against is not None:
-            other = resolve_model(against, None, trust_remote_code=trust_remote_code).path
-            other_stream = open_fitted(other, trust_remote_code, device)
-            if other_stream.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
-                raise TextError(f"{against} has another vocabulary than {model}; name its original")
-            original = run_to_file(other_stream, inputs, Path(scratch) / "original.bin")
-        quality = measure(run_to_file(stream, inputs, Path(scratch) / "model.bin"), original)
-        stage.note(tokens.description)
-    with progress.stage("measure speed"):
+    progress.note(tokens.description)
+    other = None
+    if against is not None:
+        path = resolve_model(against, None, trust_remote_code=trust_remote_code).path
+        other = open_fitted(path, trust_remote_code, device)
+        if other.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
+            raise TextError(f"{against} has another vocabulary than {model}; name its original")
+    quality = _measure_quality(stream, other, inputs, progress)
+    size = Checkpoint.open(folder).total_file_bytes
+    with progress.stage("measure speed", expected_seconds=fresh_seconds(size, 1)):
         loading = Loading(
             folder=folder,
             task=stream.skeleton.task,
@@ -81,10 +85,29 @@ def evaluate_model(
     return {
         "model": model,
         **asdict(quality),
-        "size_bytes": Checkpoint.open(folder).total_file_bytes,
+        "size_bytes": size,
         **(asdict(speed) if speed else {}),
         "sequence_length": tokens.sequence_length,
     }
+
+
+def _measure_quality(
+    stream: Stream, other: Stream | None, inputs: Inputs, progress: Progress
+) -> Quality:
+    """A model's figures on some inputs; with another, its distance from that."""
+    streams = [stream] if other is None else [stream, other]
+    parts = sum(len(model.blocks) for model in streams) + 1
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress.stage("measure quality", parts, "parts") as stage,
+    ):
+        hidden = [
+            run_to_file(model, inputs, Path(scratch) / f"{index}.bin", stage.advance)
+            for index, model in enumerate(streams)
+        ]
+        quality = measure(hidden[0], hidden[1] if other is not None else None)
+        stage.advance()
+    return quality
 
 
 def inspect_model(
@@ -139,7 +162,9 @@ def generate_text(
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
     if build_skeleton(source.path, trust_remote_code=trust_remote_code).task != "causal-lm":
         raise ModelError(f"{model} has no language head: it cannot generate")
-    with (progress or SilentProgress()).stage("load the model"):
+    progress = progress or SilentProgress()
+    size = Checkpoint.open(source.path).total_file_bytes
+    with progress.stage("load the model", expected_seconds=size / LOAD_BYTES_PER_SECOND):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.path, dtype="auto", trust_remote_code=trust_remote_code
         ).to(device)
@@ -147,15 +172,31 @@ def generate_text(
     if encoded["input_ids"].shape[1] == 0:
         raise TextError("the prompt is empty; give at least one token")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    output = loaded.generate(
-        input_ids=encoded["input_ids"],
-        attention_mask=encoded["attention_mask"],
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        **(sampling or {"do_sample": False}),
-    )
+    with progress.stage("generate", max_new_tokens, "tokens") as stage:
+        output = loaded.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            streamer=_Told(stage),
+            **(sampling or {"do_sample": False}),
+        )
     new_tokens = output[0, encoded["input_ids"].shape[1] :]
     return str(tokenizer.decode(new_tokens, skip_special_tokens=True))
+
+
+class _Told:
+    """Tells a stage of every token that transformers' generation puts; the prompt comes first."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._tokens = stage, 0
+
+    def put(self, _: object) -> None:
+        self._stage.advance(min(self._tokens, 1))
+        self._tokens += 1
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 def set_threads(threads: int | None) -> None:

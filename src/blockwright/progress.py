@@ -35,7 +35,9 @@ class Stage(Protocol):
     """One open stage."""
 
     def advance(self, amount: float = 1) -> None:
-        """``amount`` more units are done."""
+        """``amount`` more units are done; 0 at first: ready to start, what was before sets no
+        pace.
+        """
 
     def note(self, text: str) -> None:
         """Tell the user something, on a line of its own."""
@@ -79,6 +81,11 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def format_count(count: float) -> str:
+    """Whole from 100 on, else three digits."""
+    return f"{count:.0f}" if count >= 100 else f"{count:.3g}"
+
+
 class Meter:
     """How far one stage is; ``clock`` counts seconds."""
 
@@ -93,7 +100,7 @@ class Meter:
         self.name, self.total, self.unit = name, total, unit
         self.expected_seconds, self.clock = expected_seconds, clock
         self.done = 0.0
-        self.began = self.changed = clock()
+        self.began = self.started = self.changed = clock()
 
     @property
     def elapsed(self) -> float:
@@ -104,18 +111,20 @@ class Meter:
         """Time left; it counts down between two advances."""
         if not self.done:
             return seconds_left(0, self.total, self.elapsed, self.expected_seconds)
-        left = seconds_left(self.done, self.total, self.changed - self.began)
+        left = seconds_left(self.done, self.total, self.changed - self.started)
         return None if left is None else max(0.0, left - (self.clock() - self.changed))
 
     def advance(self, amount: float) -> None:
         self.done += amount
         self.changed = self.clock()
+        if not self.done:
+            self.started = self.changed
 
     def amount_text(self) -> str:
         """``12/22 blocks``; empty where nothing was counted."""
         if self.total is None:
-            return f"{self.done:g} {self.unit}".strip() if self.done else ""
-        return f"{self.done:g}/{self.total:g} {self.unit}".strip()
+            return f"{format_count(self.done)} {self.unit}".strip() if self.done else ""
+        return f"{format_count(self.done)}/{format_count(self.total)} {self.unit}".strip()
 
     def left_text(self) -> str:
         left = self.left
@@ -153,11 +162,15 @@ class SilentProgress(Progress):
 
 
 class PlainStage:
-    """A stage that prints lines, the first after ``PLAIN_SECONDS``."""
+    """A stage that prints lines: the first after ``PLAIN_SECONDS``, or at once where it is expected
+    to take that long.
+    """
 
     def __init__(self, meter: Meter, note: Callable[[str], None]) -> None:
         self.meter, self.note = meter, note
         self.said = meter.began
+        if (meter.expected_seconds or 0.0) >= PLAIN_SECONDS:
+            note(meter.line())
 
     def advance(self, amount: float = 1) -> None:
         self.meter.advance(amount)

@@ -151,6 +151,25 @@ def test_ls_lists_the_variants(command_line: CommandLine, library: Path) -> None
     assert [record["candidate"] for record in records] == ["int8", "int8"]
 
 
+def test_ls_says_of_each_model_what_kinds_of_variants_there_are(
+    command_line: CommandLine, library: Path
+) -> None:
+    made = Library(library)
+    first = made.ls()[0]
+    refined = replace(first, key="fe" * 10, inputs={"statistics": "5e5e/refined-in/ab/layers.0"})
+    made.store(refined, {"weight": torch.ones(4)})
+    made.store(replace(first, key="fd" * 10, unavailable="no tokens"), {})
+    out = command_line("library", "ls", library).out
+    rows = [line.split() for line in out.splitlines() if line]
+    assert ["models/first", "refined", "1", "4.1", "kB"] in rows
+    assert [row[-4:] for row in rows if "built" in row][-1] == ["built", "2", "8.19", "kB"]
+    assert ["work:", "0", "B"] in rows
+    records = json.loads(command_line("library", "ls", library, "--json").out)
+    kinds = {record["key"]: (record["kind"], record["model"]) for record in records}
+    assert kinds["fe" * 10] == ("refined", "models/first")
+    assert kinds["fd" * 10] == ("unavailable", "")
+
+
 def test_verify_names_what_is_damaged_and_exits_with_1(
     command_line: CommandLine, library: Path
 ) -> None:
@@ -174,3 +193,19 @@ def test_gc_keeps_what_a_plan_can_use(command_line: CommandLine, library: Path) 
     assert "removed 1 entries" in command_line("library", "gc", library).out
     assert Library(library).ls() == kept
     assert json.loads(command_line("library", "gc", library, "--json").out)["entries"] == 0
+
+
+def test_gc_keeps_the_most_recently_used_within_a_size(
+    command_line: CommandLine, library: Path
+) -> None:
+    folders = sorted(path.parent for path in library.rglob("entry.json"))
+    for folder in folders:
+        os.utime(folder / "entry.json", (1, 1))
+    Library(library).tensors(folders[0].name)
+    size = sum(path.stat().st_size for path in folders[0].iterdir())
+    outcome = command_line("library", "gc", library, "--keep-bytes", size)
+    assert "removed 1 entries" in outcome.out
+    assert [record.key for record in Library(library).ls()] == [folders[0].name]
+    command_line("library", "gc", library, "--keep-bytes", "0")
+    assert Library(library).ls() == []
+    assert "parsecs" in command_line.refused("library", "gc", library, "--keep-bytes", "4 parsecs")

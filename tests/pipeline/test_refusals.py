@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from blockwright import pipeline
 from blockwright.errors import UserError
+from blockwright.pipeline.building import wanted_variants
+from blockwright.pipeline.opening import open_run
+from blockwright.progress import SilentProgress
 from blockwright.types import Budget, FitRequest
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer, words
@@ -153,6 +159,37 @@ def test_output_folder_not_empty(asked: FitRequest) -> None:
 
 def test_library_that_is_something_else(asked: FitRequest, tmp_path: Path) -> None:
     assert "library" in refusal(replace(asked, library=tmp_path / "texts"))
+
+
+def test_a_library_in_use_for_the_same_entry(asked: FitRequest) -> None:
+    run = open_run(asked, SilentProgress())
+    site = run.skeleton.block_sites(1)[0]
+    wanted = wanted_variants(run, site)[0]
+    with run.library.building(wanted.key):
+        message = refusal(asked)
+    assert f"is building the same entry {wanted.key}" in message
+    assert "another --library" in message
+    pipeline.fit(asked)
+
+
+@pytest.mark.parametrize(("call", "least"), [("fsync", 0), ("pwrite", 0), ("pwrite", 100)])
+def test_disk_full(
+    asked: FitRequest, call: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At an entry of the library, at its lock, and at the tensors of the folder."""
+    write = getattr(os, call)
+
+    def full(*given: Any) -> Any:
+        if call == "pwrite" and len(given[1]) < least:
+            return write(*given)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        message = refusal(asked)
+    assert "No space left on device; free space" in message
+    assert "the same command resumes" in message
+    pipeline.fit(asked)
 
 
 def test_format_that_the_shape_cannot_take(asked: FitRequest, tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ class Layout:
                 layout[self.renamed(stored)] = (dtype, shape)
         return layout | dict(self.unused)
 
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(_nbytes(dtype, shape) for dtype, shape in self.tensors().values())
+
     def parameters(self) -> Iterator[str]:
         """Model parameters that the folder holds: tied ones once, those of dropped blocks not at
         all.
@@ -98,6 +103,10 @@ class Layout:
                 yield site.stored_prefix + part, tensor.dtype, tuple(tensor.shape)
 
 
+def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * torch.Size(shape).numel()
+
+
 def empty_tensors(spec: Mapping[str, Any], site: Site) -> dict[str, Tensor]:
     """The stored tensors of a packed site, on ``meta``."""
     format = format_from_spec(spec)
@@ -113,10 +122,12 @@ def assemble(
     stored_tensors: StoredTensors,
     out: Path,
     extra_files: Mapping[str, str] | None = None,
+    advance: Callable[[int], object] = lambda written: None,
 ) -> int:
     """Write the folder ``out``; returns the bytes of its safetensors files.
 
-    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text.
+    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text;
+    ``advance`` is told the bytes of every tensor written.
     Raises ``OutputError`` when ``out`` is not empty or cannot be written; nothing half-written
     stays.
     """
@@ -130,13 +141,20 @@ def assemble(
         write_json_atomic(partial / "config.json", config)
         for name, text in (extra_files or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        size = _write_tensors(layout, source, checkpoint, stored_tensors, partial)
+        with ShardWriter(partial, layout.tensors()) as writer:
+            for name, tensor in _tensors(layout, source, checkpoint, stored_tensors):
+                writer.write(name, tensor)
+                advance(tensor.nbytes)
+            size = writer.close()
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(f"cannot write {out}: {error.strerror}; give another --out") from None
+        raise OutputError(
+            f"cannot write {out}: {error.strerror}; free space or permissions there, or give"
+            " another --out; the same command resumes"
+        ) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -167,28 +185,23 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
     return config
 
 
-def _write_tensors(
-    layout: Layout,
-    source: Parameters,
-    checkpoint: Checkpoint,
-    stored_tensors: StoredTensors,
-    folder: Path,
-) -> int:
-    with ShardWriter(folder, layout.tensors()) as writer:
-        for name in layout.parameters():
-            sites = layout.packed_sites.get(name, [])
-            if not sites:
-                writer.write(layout.renamed(name), source.load([name])[name])
-                continue
-            if not any(site.stored_prefix + "weight" == name for site in sites):
-                writer.write(layout.renamed(name), torch.empty(0, dtype=torch.uint8))
-            for site in sites:
-                tensors = stored_tensors(site)
-                for part in empty_tensors(layout.specs[site.id], site):
-                    writer.write(layout.renamed(site.stored_prefix + part), tensors[part])
-        for name in layout.unused:
-            writer.write(name, checkpoint.read(name))
-        return writer.close()
+def _tensors(
+    layout: Layout, source: Parameters, checkpoint: Checkpoint, stored_tensors: StoredTensors
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything that the folder holds, in the order of the layout."""
+    for name in layout.parameters():
+        sites = layout.packed_sites.get(name, [])
+        if not sites:
+            yield layout.renamed(name), source.load([name])[name]
+            continue
+        if not any(site.stored_prefix + "weight" == name for site in sites):
+            yield layout.renamed(name), torch.empty(0, dtype=torch.uint8)
+        for site in sites:
+            tensors = stored_tensors(site)
+            for part in empty_tensors(layout.specs[site.id], site):
+                yield layout.renamed(site.stored_prefix + part), tensors[part]
+    for name in layout.unused:
+        yield name, checkpoint.read(name)
 
 
 def _copy_small_files(original: Path, target: Path) -> None:

@@ -93,6 +93,15 @@ class Checkpoint:
             hasher.update(chunk)
         return hasher.hexdigest()
 
+    def finite_digest(self, name: str) -> str:
+        """The digest, in one reading with the check of ``check_finite``."""
+        entry, hasher = self._entry(name), blake2b(digest_size=32)
+        for chunk in _chunks(entry, CHUNK_ELEMENTS * entry.dtype.itemsize):
+            hasher.update(chunk)
+            if entry.dtype.is_floating_point or entry.dtype.is_complex:
+                check_finite(name, torch.frombuffer(chunk, dtype=entry.dtype))
+        return hasher.hexdigest()
+
     def check_finite(self, name: str) -> None:
         """Raise ``CheckpointError`` if a stored tensor holds NaN or infinity; reads in chunks."""
         entry = self._entry(name)

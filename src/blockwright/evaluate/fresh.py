@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blockwright.errors import ModelError
+from blockwright.errors import ModelError, OutputError
 from blockwright.types import Speed
 
 CHILD = "blockwright.evaluate.loaded"
@@ -62,7 +63,7 @@ def ask_fresh_process(
     with tempfile.TemporaryDirectory() as scratch:
         given, answer = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
         if inputs is not None:
-            save_file({"inputs": inputs.contiguous()}, given)
+            _write_inputs(inputs, given)
         speed = _run(
             {
                 **asdict(loading),
@@ -76,6 +77,15 @@ def ask_fresh_process(
         )
         outputs = load_file(answer)["outputs"] if inputs is not None else None
     return Answers(Speed(**speed) if speed else None, outputs)
+
+
+def _write_inputs(inputs: Tensor, target: Path) -> None:
+    try:
+        save_file({"inputs": inputs.contiguous()}, target)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write {target}: {error}; free space there, or set TMPDIR to another folder"
+        ) from None
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:

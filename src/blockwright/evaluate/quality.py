@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +28,11 @@ class FinalHidden:
         return self.stream.run_head(self.inputs, self.stem, self.file)
 
 
-def run_to_file(stream: Stream, inputs: Inputs, target: Path) -> FinalHidden:
+def run_to_file(
+    stream: Stream, inputs: Inputs, target: Path, advance: Callable[[], object] = lambda: None
+) -> FinalHidden:
     """Run all blocks; ``target`` gets the last one's outputs.  A finished file is not computed
-    again.
+    again.  ``advance`` is called after each block.
     """
     scratch = target.with_suffix(".first")
     stem = stream.run_stem(inputs, scratch)
@@ -44,6 +46,7 @@ def run_to_file(stream: Stream, inputs: Inputs, target: Path) -> FinalHidden:
             stream.run_block(index, block, stem, batches, output=following)
             current.unlink()
             current = following
+            advance()
         current.replace(target)
     scratch.unlink(missing_ok=True)
     return FinalHidden(stream, inputs, stem, final)

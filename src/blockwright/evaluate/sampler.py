@@ -80,6 +80,7 @@ def main() -> None:
     def advance(tokens: int) -> None:
         print(json.dumps({"tokens": tokens}), flush=True)
 
+    advance(0)
     for batch in request["batches"]:
         generator = torch.Generator().manual_seed(batch["seed"])
         start = first_tokens(request["start"], batch["rows"], vocabulary, generator)

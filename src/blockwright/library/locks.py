@@ -50,10 +50,20 @@ def _open_locked(path: Path, library: Path) -> int:
             os.close(descriptor)
             raise
         if _is_at(descriptor, path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            _sign(descriptor, path)
             return descriptor
         os.close(descriptor)
+
+
+def _sign(descriptor: int, path: Path) -> None:
+    """Say who holds a lock file; it is let go when that cannot be written."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise cannot_write(path, error) from None
 
 
 class Shared:

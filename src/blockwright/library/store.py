@@ -17,9 +17,10 @@ absent, is removed when met, reported in ``repairs``, and is built again.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,17 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 def variant_key(inputs: Mapping[str, Any]) -> str:
     """Content address: digest of everything that decides a variant."""
     return digest(canonical(inputs))
+
+
+def kind_of(record: VariantRecord) -> str:
+    """``built`` on the original's inputs, ``refined`` or ``healed`` behind a plan, or
+    ``unavailable``.
+    """
+    if not record.available:
+        return "unavailable"
+    seen = str(record.inputs.get("statistics", ""))
+    kinds = {"refined-in": "refined", "healed-in": "healed"}
+    return next((kind for mark, kind in kinds.items() if mark in seen), "built")
 
 
 class Library:
@@ -100,7 +112,10 @@ class Library:
         return self.lookup(key) is not None
 
     def tensors(self, key: str) -> dict[str, Tensor]:
-        """Packed tensors of an entry, their digest checked; ``LibraryError`` when damaged."""
+        """Packed tensors of an entry, their digest checked; ``LibraryError`` when damaged.
+
+        Its record's time of change is set: the entry was used.
+        """
         from safetensors.torch import load
 
         try:
@@ -115,6 +130,8 @@ class Library:
             raise LibraryError(
                 f"library entry {key} is damaged ({error}) and was removed; run again"
             ) from None
+        with suppress(OSError):
+            os.utime(self._entry(key) / "entry.json")
         loaded: dict[str, Tensor] = load(data) if data else {}
         return loaded
 
@@ -174,21 +191,30 @@ class Library:
         found = [self.lookup(path.name) for path in self._entry_folders()]
         return [record for record in found if record is not None]
 
-    def verify(self) -> dict[str, str]:
-        """Key -> what is wrong, for every damaged entry; all bytes are read, nothing is removed."""
+    def entry_bytes(self) -> int:
+        """Bytes of all entries."""
+        return _folder_bytes(self.folder / "entries")
+
+    def verify(self, advance: Callable[[int], object] = lambda read: None) -> dict[str, str]:
+        """Key -> what is wrong, for every damaged entry; all bytes are read, nothing is removed.
+
+        ``advance`` is told the bytes of every entry.
+        """
         problems = {}
         for path in self._entry_folders():
+            advance(_folder_bytes(path))
             try:
                 self._check_digest(path.name)
             except DamagedError as error:
                 problems[path.name] = str(error)
         return problems
 
-    def gc(self) -> dict[str, int]:
-        """Remove damaged and unfinished entries, entries of no problem, and working files.
+    def gc(self, keep_bytes: int | None = None) -> dict[str, int]:
+        """Remove damaged and unfinished entries, entries of no problem, and working files; then,
+        with ``keep_bytes``, the least recently used entries until so many bytes are left.
 
-        ``LibraryError`` while another process uses the library: what it builds belongs to no
-        problem yet.
+        What a later fit needs again it builds again.  ``LibraryError`` while another process uses
+        the library: what it builds belongs to no problem yet.
         """
         with self._shared.alone():
             kept = {option.key for problem in self.problems() for option in problem.options}
@@ -198,12 +224,25 @@ class Library:
                 for path in self._entry_folders()
                 if path.name in damaged or (kept and not self._belongs(path.name, kept))
             ]
+            if keep_bytes is not None:
+                entries += self._over(keep_bytes, set(entries))
             removed = [*entries, self.folder / "work", self.folder / "locks"]
             freed = sum(_folder_bytes(path) for path in removed)
             for path in removed:
                 shutil.rmtree(path, ignore_errors=True)
             freed += _remove_partials(self.folder)
         return {"entries": len(entries), "bytes": freed}
+
+    def _over(self, keep_bytes: int, removed: set[Path]) -> list[Path]:
+        """The least recently used of the other entries, as many as are over ``keep_bytes``."""
+        left = [path for path in self._entry_folders() if path not in removed]
+        left.sort(key=lambda path: ((path / "entry.json").stat().st_mtime_ns, path.name))
+        sizes = [_folder_bytes(path) for path in left]
+        excess, count = sum(sizes) - keep_bytes, 0
+        while excess > 0 and count < len(left):
+            excess -= sizes[count]
+            count += 1
+        return left[:count]
 
     def _belongs(self, key: str, kept: set[str]) -> bool:
         """Whether an entry is an option of a problem, or refined or healed, or a recorded
@@ -212,9 +251,7 @@ class Library:
         record = self.lookup(key)
         if record is None:
             return False
-        seen = str(record.inputs.get("statistics", ""))
-        behind_a_plan = "refined-in" in seen or "healed-in" in seen
-        return key in kept or behind_a_plan or not record.available
+        return key in kept or kind_of(record) != "built"
 
     # Problems and results
 
@@ -269,6 +306,10 @@ class Library:
         except OSError as error:
             raise cannot_write(path, error) from None
         return path
+
+    def other_bytes(self) -> dict[str, int]:
+        """Bytes of what is no entry: ``results``, ``work`` (hidden states; ``gc`` removes them)."""
+        return {name: _folder_bytes(self.folder / name) for name in ("results", "work")}
 
     # Paths
 

@@ -61,7 +61,9 @@ def original_hidden(run: Run, inputs: Inputs, text: str) -> FinalHidden:
     """The original's last hidden states on a text, computed once and kept in the library."""
     key = digest_of([run.original.fingerprint, text, run.surroundings])
     folder = run.library.work_folder(f"{text.partition('-')[0]}-{key}")
-    return run_to_file(run.stream(), inputs, folder / "original.bin")
+    stream, name = run.stream(), text.partition("-")[0]
+    with run.progress.stage(f"original on {name} text", len(stream.blocks), "blocks") as stage:
+        return run_to_file(stream, inputs, folder / "original.bin", stage.advance)
 
 
 def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Quality:
@@ -73,7 +75,11 @@ def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Qual
     if known is not None:
         return Quality(**known)
     target = original.file.path.with_name(f"{key}.bin")
-    quality = measure(run_to_file(plan_stream(run, plan), original.inputs, target), original)
+    stream = plan_stream(run, plan)
+    with run.progress.stage(f"measure {plan.name}", len(stream.blocks) + 1, "parts") as stage:
+        hidden = run_to_file(stream, original.inputs, target, stage.advance)
+        quality = measure(hidden, original)
+        stage.advance()
     target.unlink()
     run.library.store_result(key, asdict(quality))
     return quality

@@ -20,7 +20,7 @@ from blockwright.errors import BudgetError, CandidateError, FormatError, ModelEr
 from blockwright.library import Library
 from blockwright.pipeline.presets import candidates_of
 from blockwright.pipeline.texts import Texts, open_texts
-from blockwright.progress import Progress
+from blockwright.progress import Progress, SilentProgress
 from blockwright.registry import resolve
 from blockwright.stream import BATCH_TOKENS, Inputs, Stream, WeightSource
 from blockwright.types import KEEP, Candidate, FitRequest, PackedFormat, Plan, Site, SiteKind
@@ -34,14 +34,16 @@ class Original:
     checkpoint: Checkpoint
     skeleton: Skeleton
     parameters: ParameterSource
+    progress: Progress
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digest of every checkpoint tensor; reads them all once and refuses NaN and infinity."""
-        found = {}
-        for name in self.checkpoint.names:
-            self.checkpoint.check_finite(name)
-            found[name] = self.checkpoint.digest(name)
+        found, megabytes = {}, self.checkpoint.total_file_bytes / 1e6
+        with self.progress.stage("read the weights", megabytes, "MB") as stage:
+            for name in self.checkpoint.names:
+                found[name] = self.checkpoint.finite_digest(name)
+                stage.advance(self.checkpoint.nbytes(name) / 1e6)
         return found
 
     @cached_property
@@ -151,7 +153,12 @@ class Run:
         return budget is None or budget.bits is None
 
 
-def open_original(model: str, revision: str | None, trust_remote_code: bool = False) -> Original:
+def open_original(
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Original:
     """Open a model folder or hub id; shapes and presence of all tensors are checked."""
     source = resolve_model(model, revision, trust_remote_code=trust_remote_code)
     checkpoint = Checkpoint.open(source.path)
@@ -160,11 +167,11 @@ def open_original(model: str, revision: str | None, trust_remote_code: bool = Fa
         raise ModelError(f"{model} is quantized already; fit its original")
     parameters = ParameterSource(skeleton.model, checkpoint)
     parameters.check_shapes()
-    return Original(source, checkpoint, skeleton, parameters)
+    return Original(source, checkpoint, skeleton, parameters, progress or SilentProgress())
 
 
 def open_run(request: FitRequest, progress: Progress) -> Run:
-    """Check the request and open all it names; nothing is written."""
+    """Check the request and open all it names; beside an empty library nothing is written."""
     if request.budget is None and request.plan is None:
         raise BudgetError("no budget: give one of --bits, --size, --ratio, or --plan")
     check_free(request.out)
@@ -176,7 +183,9 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
     torch.set_num_threads(request.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(request.seed)
     with progress.stage("open the model"):
-        original = open_original(request.model, request.revision, request.trust_remote_code)
+        original = open_original(
+            request.model, request.revision, request.trust_remote_code, progress
+        )
         texts = open_texts(request, original.source.path, original.skeleton)
     return Run(
         request=request,

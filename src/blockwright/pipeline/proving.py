@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Mapping
@@ -67,15 +66,17 @@ def write_folder(run: Run, plan: Plan, out: Path) -> int:
         tensors: Mapping[str, Tensor] = run.library.tensors(plan.choices[site.id].key)
         return {**tensors, **healed.packed(site)}
 
-    plan_text = plan_as_text(plan)
-    size = assemble(
-        layout,
-        healed.over(run.original.parameters),
-        checkpoint,
-        stored_tensors,
-        out,
-        {PLAN_FILE: plan_text},
-    )
+    plan_text = plan.to_text()
+    with run.progress.stage("write the folder", layout.total_bytes / 1e6, "MB") as stage:
+        size = assemble(
+            layout,
+            healed.over(run.original.parameters),
+            checkpoint,
+            stored_tensors,
+            out,
+            {PLAN_FILE: plan_text},
+            lambda written: stage.advance(written / 1e6),
+        )
     check_size(run, size)
     return size
 
@@ -95,25 +96,24 @@ def check_size(run: Run, size: int) -> None:
 
 def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
     """Measure quality on the held-out text, reload, time."""
-    progress, request = run.progress, run.request
-    heldout = run.texts.heldout
-    with progress.stage("measure on held-out text", 3, "models") as stage:
-        original = original_hidden(run, Inputs.of_tokens(heldout.ids), f"heldout-{heldout.digest}")
-        stage.advance()
-        fitted_stream = open_fitted(out, request.trust_remote_code, request.device)
-        scratch = original.file.path.with_name("fitted.bin")
-        scratch.unlink(missing_ok=True)
-        fitted = run_to_file(fitted_stream, original.inputs, scratch)
+    request, heldout = run.request, run.texts.heldout
+    original = original_hidden(run, Inputs.of_tokens(heldout.ids), f"heldout-{heldout.digest}")
+    stream = open_fitted(out, request.trust_remote_code, request.device)
+    scratch = original.file.path.with_name("fitted.bin")
+    scratch.unlink(missing_ok=True)
+    with run.progress.stage("measure the folder", len(stream.blocks) + 2, "parts") as stage:
+        fitted = run_to_file(stream, original.inputs, scratch, stage.advance)
         quality = measure(fitted, original)
         stage.advance()
-        uniform_quality = (
-            measure_plan(run, uniform, original, heldout.digest) if uniform is not None else None
-        )
+        original_quality = measure(original)
         stage.advance()
+    uniform_quality = (
+        measure_plan(run, uniform, original, heldout.digest) if uniform is not None else None
+    )
     speed = check_reload(run, out, fitted)
     scratch.unlink()
     original_speed, notes = _original_speed(run) if request.speed else (None, ())
-    return Proof(measure(original), quality, uniform_quality, original_speed, speed, notes)
+    return Proof(original_quality, quality, uniform_quality, original_speed, speed, notes)
 
 
 def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cpu") -> Stream:
@@ -189,11 +189,6 @@ def fresh_seconds(model_bytes: int, loads: int) -> float:
 
 def _speed_ids(run: Run) -> Tensor:
     return run.texts.heldout.ids[0, :SPEED_PREFILL_TOKENS]
-
-
-def plan_as_text(plan: Plan) -> str:
-    """The plan as it is written into the folder."""
-    return json.dumps(plan.to_json(), indent=1) + "\n"
 
 
 def available_bytes() -> int:

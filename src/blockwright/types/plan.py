@@ -96,10 +96,14 @@ class Plan:
         data = asdict(self)
         return data if self.healed else {k: v for k, v in data.items() if k != "healed"}
 
+    def to_text(self) -> str:
+        """As it stands in a file: keys in a fixed order."""
+        return json.dumps(self.to_json(), indent=1) + "\n"
+
     def write(self, path: Path) -> None:
-        """Write atomically, keys in a fixed order."""
+        """Write atomically."""
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(self.to_text(), encoding="utf-8")
         partial.replace(path)
 
     @classmethod
