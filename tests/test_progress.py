@@ -157,6 +157,19 @@ def test_a_terminal_gets_a_bar_with_time_left_and_a_line_that_stays() -> None:
     assert stream.getvalue().rstrip().endswith("capture: 1/4 blocks, 0:30")
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 89, 90, 200])
+def test_a_stage_takes_one_line_on_any_terminal_and_shows_the_time_left(width: int) -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    progress = RichProgress(console, clock)
+    with progress.stage("refine uniform int4-g128:gptq", 22, "blocks") as stage:
+        clock.now += 3600
+        stage.advance(2)
+        lines = console.render_lines(progress.bars.get_renderable(), pad=False)
+    assert len(lines) == 1
+    assert "10:00:00 left" in "".join(segment.text for segment in lines[0])
+
+
 def test_a_terminal_can_be_used_again_after_a_failure() -> None:
     stream = io.StringIO()
     progress = rich_progress(stream, Clock())

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 """Least time between two plain lines of one stage."""
+WIDE_COLUMNS, BAR_WIDTH = 90, 24
+"""On a narrower terminal there is no bar, only name and time left."""
 WORTH_TELLING_SECONDS = 2.0
 """A stage that took less leaves no line behind."""
 
@@ -129,6 +131,18 @@ class Meter:
     def left_text(self) -> str:
         left = self.left
         return "" if left is None else f"{format_seconds(left)} left"
+
+    def figures_text(self) -> str:
+        """Amount, elapsed and left, as far as they are known."""
+        parts = [self.amount_text(), format_seconds(self.elapsed), self.left_text()]
+        return "  ".join(part for part in parts if part)
+
+    def short_line(self, width: int) -> str:
+        """Name and time left in at most ``width`` columns; the name gives way."""
+        right = self.left_text() or format_seconds(self.elapsed)
+        room = max(0, width - len(right) - 2)
+        name = self.name if len(self.name) <= room else self.name[: max(0, room - 1)] + "\u2026"
+        return f"{name}  {right}"[:width]
 
     def line(self) -> str:
         """``capture: 12/22 blocks, 0:34, 0:28 left``."""
@@ -255,9 +269,10 @@ class RichProgress(Progress):
 
 
 def _bars(console: Console) -> RichBars:
-    """Name, bar, amount, elapsed and left; gone when stopped."""
-    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+    """Name, bar, amount, elapsed and left on one line; gone when stopped."""
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task
     from rich.progress import Progress as RichBars
+    from rich.table import Column
     from rich.text import Text
 
     class MeterColumn(ProgressColumn):
@@ -265,19 +280,19 @@ def _bars(console: Console) -> RichBars:
 
         max_refresh = 0.5
 
-        def render(self, task: Task) -> Text:
-            meter: Meter = task.fields["meter"]
-            parts = [meter.amount_text(), format_seconds(meter.elapsed), meter.left_text()]
-            return Text("  ".join(part for part in parts if part))
+        def __init__(self, show: Callable[[Meter], str]) -> None:
+            super().__init__(Column(no_wrap=True))
+            self.show = show
 
-    return RichBars(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=28),
-        MeterColumn(),
-        console=console,
-        transient=True,
-    )
+        def render(self, task: Task) -> Text:
+            return Text(self.show(task.fields["meter"]))
+
+    spinner, bar = SpinnerColumn(), BarColumn(bar_width=BAR_WIDTH)
+    name, figures = MeterColumn(lambda meter: meter.name), MeterColumn(Meter.figures_text)
+    narrow = MeterColumn(lambda meter: meter.short_line(console.width - 3))
+    wide = console.width >= WIDE_COLUMNS
+    columns = (spinner, name, bar, figures) if wide else (spinner, narrow)
+    return RichBars(*columns, console=console, transient=True)
 
 
 def stderr_progress() -> Progress:

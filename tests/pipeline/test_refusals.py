@@ -187,8 +187,9 @@ def test_disk_full(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         message = refusal(asked)
-    assert "No space left on device; free space" in message
-    assert "the same command resumes" in message
+    assert "no space left" in message.lower()
+    assert "free s" in message
+    assert "the same command" in message
     pipeline.fit(asked)
 
 

@@ -24,6 +24,7 @@ def demo(
         "blockwright-demo"
     ),
     threads: options.Threads = None,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Fit the bundled model to 4.3 bits per weight; its library is kept beside --out."""
@@ -34,9 +35,9 @@ def demo(
         library=out.with_name(out.name + "-library"),
         threads=threads,
     )
-    if is_fitted(out):
+    if is_fitted(out) and not dry_run:
         shutil.rmtree(out)
-    run_fit(request, dry_run=False, as_json=as_json)
+    run_fit(request, dry_run=dry_run, as_json=as_json)
 
 
 def bundled_model() -> Path:

@@ -53,9 +53,7 @@ def fit(
     ] = None,
     sequence_length: options.SequenceLength = None,
     eval_tokens: options.EvalTokens = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print memory, disk and minutes, and stop.")
-    ] = False,
+    dry_run: options.DryRun = False,
     no_speed: Annotated[
         bool, typer.Option("--no-speed", help="Do not time the models at the end.")
     ] = False,

@@ -43,6 +43,9 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that the model folder brings.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print memory, disk and minutes, and stop.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
