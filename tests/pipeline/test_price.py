@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from benchmarks.price import Priced, compare, out_of_bounds
 
 from blockwright import pipeline
 from blockwright.cli.demo import bundled_model
+from blockwright.pipeline import probing
 from blockwright.progress import SilentProgress, Stage
 from blockwright.types import Budget, FitRequest
 from tests.conftest import ModelFolder
@@ -50,7 +52,9 @@ class Counting(SilentProgress):
 
 
 @pytest.fixture
-def asked(model_folder: ModelFolder, tmp_path: Path) -> FitRequest:
+def asked(model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FitRequest:
+    """A request whose price starts no process of its own."""
+    monkeypatch.setattr(probing, "ask_fresh_process", lambda loading: time.sleep(0.01))
     model = with_tokenizer(model_folder("llama", **KINDS["llama"]), tmp_path)
     return request(model, tmp_path)
 
@@ -99,6 +103,6 @@ def test_a_tiny_fit_lands_within_its_price(
 
 @pytest.mark.slow
 def test_a_fit_of_the_bundled_model_lands_within_its_price(tmp_path: Path) -> None:
-    options = ("--bits", "4.3", "--preset", "fast")
+    options = ("--bits", "4.3", "--preset", "fast", "--threads", "1")
     figures = compare(Priced("bundled", bundled_model(), options), tmp_path / "work")
     assert out_of_bounds(figures) == [], figures

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import os
+import shutil
 
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
@@ -12,14 +12,18 @@ from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.progress import Progress, SilentProgress
+from blockwright.stream import BATCH_TOKENS
+from blockwright.stream.executor import CHUNK_LOGIT_BYTES
 from blockwright.types import FitRequest, Price, SiteKind
 
 RIVALS = 2
 """Plans that are measured and refined: the solved one and the uniform one."""
 READ_BYTES_PER_SECOND = 1e9
 """Reading and hashing the checkpoint."""
-OVERHEAD_BYTES = 300_000_000
-"""What allocator, logits and one batch take beside blocks and Grams."""
+OVERHEAD_BYTES = 120_000_000
+"""What allocator and one batch take beside blocks and Grams."""
+LOGIT_COPIES = 10
+"""Chunks of logits that are there at once: of two models, in two dtypes, and what is computed."""
 RECORD_BYTES = 1_500
 """A variant's record in the library."""
 
@@ -27,9 +31,12 @@ RECORD_BYTES = 1_500
 def price(request: FitRequest, progress: Progress | None = None) -> Price:
     """Memory, disk and seconds that ``fit`` will take, from one block's capture and builds."""
     run = open_run(request, progress or SilentProgress())
-    stage = run.progress.stage("probe one block", probe_steps(run), "steps")
-    with stage as told, tempfile.TemporaryDirectory() as scratch:
-        costs = probe(run, Path(scratch), told.advance)
+    scratch = run.library.work_folder(f"probe-{os.getpid()}")
+    with run.progress.stage("probe one block", probe_steps(run), "steps") as stage:
+        try:
+            costs = probe(run, scratch, stage.advance)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     parts = _seconds_by_stage(run, costs)
     return Price(
         memory_bytes=_memory(run), disk_bytes=_disk(run), seconds=sum(parts.values()), parts=parts
@@ -42,20 +49,22 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     size = run.original.checkpoint.total_file_bytes
     candidates = max(1, len(run.candidates))
     refined = blocks * (calibration * costs.capture * (costs.groups + 1) + costs.load)
-    refined += blocks * costs.build / candidates
+    linears = sum(site.kind is SiteKind.LINEAR for site in run.skeleton.sites)
+    refined += blocks * costs.build / candidates + linears * costs.store
+    variants = sum(len(run.candidates_for(site)) for site in run.skeleton.sites if site.parameter)
     parts = {
         "read": size / READ_BYTES_PER_SECOND,
         "sample": _sampling_seconds(run, costs),
         "calibrate": blocks * (costs.load + costs.capture * calibration),
-        "build": blocks * costs.build,
+        "build": blocks * costs.build + variants * costs.store,
         "refine": RIVALS * refined,
         "measure": _measure_seconds(run, costs, selection, 1 + 2 * RIVALS, 4 * RIVALS)
         + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS),
-        "reload and time": fresh_seconds(size, 1),
+        "reload and time": fresh_seconds(size, 1, costs.fresh),
     }
     if run.request.speed:
         prefill = 3 * SPEED_PREFILL_TOKENS * blocks * costs.forward
-        parts["reload and time"] += fresh_seconds(size, 2) + 2 * prefill
+        parts["reload and time"] += fresh_seconds(size, 2, costs.fresh) + 2 * prefill
     return parts
 
 
@@ -73,7 +82,7 @@ def _sampling_seconds(run: Run, costs: UnitCosts) -> float:
     documents, length = documents_of(windows, run.texts.calibration.sequence_length)
     batches = -(-documents // BATCH_DOCUMENTS)
     steps = batches * length * run.skeleton.num_blocks * costs.step
-    return fresh_seconds(run.original.checkpoint.total_file_bytes, 1) + steps
+    return fresh_seconds(run.original.checkpoint.total_file_bytes, 1, costs.fresh) + steps
 
 
 def _memory(run: Run) -> int:
@@ -84,7 +93,10 @@ def _memory(run: Run) -> int:
         run.skeleton.parameters[name].numel() for name in run.skeleton.parameters_of_block(0)
     )
     outside = max(run.skeleton.stem_bytes, run.skeleton.head_bytes)
-    return peak_rss_bytes() + block + grams + 3 * 4 * inputs[-1] ** 2 + outside + OVERHEAD_BYTES
+    vocabulary = getattr(run.skeleton.config.get_text_config(), "vocab_size", 0)
+    logits = LOGIT_COPIES * min(CHUNK_LOGIT_BYTES, 4 * int(vocabulary) * BATCH_TOKENS)
+    held = block + grams + 3 * 4 * inputs[-1] ** 2 + outside + logits
+    return peak_rss_bytes() + held + OVERHEAD_BYTES
 
 
 def _disk(run: Run) -> int:

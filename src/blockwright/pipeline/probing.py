@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from blockwright.capture import BlockObserver, linear_sites
-from blockwright.evaluate import BATCH_DOCUMENTS
+from blockwright.evaluate import BATCH_DOCUMENTS, Loading, ask_fresh_process
+from blockwright.library import Library
 from blockwright.library.build import WantedVariant, build_variants, needs_of
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Inputs, Stream, weight_of
-from blockwright.types import Site, Statistics
+from blockwright.types import Site, Statistics, VariantRecord
 
 LONG_SECONDS = 1.0
 """What takes longer is timed once; shorter work is done first and then timed."""
@@ -39,6 +40,10 @@ class UnitCosts:
     """To run one token of every document of a sampled batch."""
     build: float
     """To build all variants."""
+    store: float
+    """To keep one variant in the library."""
+    fresh: float
+    """To start a fresh process that loads nothing."""
     groups: int
     """How many different inputs its linears have."""
 
@@ -66,6 +71,8 @@ def probe(run: Run, scratch: Path, advance: Callable[[], None]) -> UnitCosts:
     advance()
     head = exact.head_seconds_per_token()
     advance()
+    fresh = _once(lambda: ask_fresh_process(Loading(folder=scratch, task=run.skeleton.task)))
+    advance()
     return UnitCosts(
         load=load,
         capture=capture,
@@ -73,13 +80,15 @@ def probe(run: Run, scratch: Path, advance: Callable[[], None]) -> UnitCosts:
         head=head,
         step=step,
         build=build,
+        store=_seconds(partial(_store, Library(scratch / "library"))),
+        fresh=fresh,
         groups=len(observers[-1].groups()),
     )
 
 
 def probe_steps(run: Run) -> int:
     """How often a probe advances."""
-    return 4 + len({site.shape for site in linear_sites(run.stream(), 0)})
+    return 5 + len({site.shape for site in linear_sites(run.stream(), 0)})
 
 
 class _Prober:
@@ -151,6 +160,13 @@ def _build(run: Run, site: Site, W_OI: Tensor, statistics: Statistics) -> None:
     wanted = [WantedVariant(item, "", {}) for item in run.candidates_for(site)]
     for _ in build_variants(site.id, W_OI, statistics, wanted):
         pass
+
+
+def _store(library: Library) -> None:
+    """One small variant: what takes long is to have it safely on disk."""
+    record = VariantRecord(key="probe", site="probe", candidate="probe")
+    with library.building(record.key):
+        library.store(record, {"weight": torch.zeros(1024, dtype=torch.uint8)})
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -182,9 +182,9 @@ def _loading(run: Run, folder: Path) -> Loading:
     )
 
 
-def fresh_seconds(model_bytes: int, loads: int) -> float:
+def fresh_seconds(model_bytes: int, loads: int, start: float = FRESH_PROCESS_SECONDS) -> float:
     """What a fresh process is expected to take that loads a model so many times."""
-    return FRESH_PROCESS_SECONDS + loads * model_bytes / LOAD_BYTES_PER_SECOND
+    return start + loads * model_bytes / LOAD_BYTES_PER_SECOND
 
 
 def _speed_ids(run: Run) -> Tensor:
