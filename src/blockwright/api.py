@@ -14,6 +14,7 @@ from blockwright.anatomy import build_skeleton
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
 from blockwright.evaluate import Loading, ask_fresh_process, measure, run_to_file
+from blockwright.pipeline.opening import check_device
 from blockwright.pipeline.presets import HELDOUT_TOKENS, LONGEST_SEQUENCE
 from blockwright.pipeline.proving import (
     LOAD_BYTES_PER_SECOND,
@@ -47,6 +48,7 @@ def evaluate_model(
     is that of a fresh process that loads the folder in its stored dtype.
     """
     set_threads(threads)
+    check_device(device)
     progress = progress or SilentProgress()
     folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
     stream = open_fitted(folder, trust_remote_code, device)
@@ -65,13 +67,13 @@ def evaluate_model(
         name=str(eval_text),
     )
     inputs = Inputs.of_tokens(tokens.ids)
-    progress.note(tokens.description)
     other = None
     if against is not None:
         path = resolve_model(against, None, trust_remote_code=trust_remote_code).path
         other = open_fitted(path, trust_remote_code, device)
         if other.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
             raise TextError(f"{against} has another vocabulary than {model}; name its original")
+    progress.note(tokens.description)
     quality = _measure_quality(stream, other, inputs, progress)
     size = Checkpoint.open(folder).total_file_bytes
     with progress.stage("measure speed", expected_seconds=fresh_seconds(size, 1)):
@@ -157,20 +159,21 @@ def generate_text(
     from transformers import AutoModelForCausalLM
 
     set_threads(threads)
+    check_device(device)
     torch.manual_seed(seed)
     source = resolve_model(model, revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
     if build_skeleton(source.path, trust_remote_code=trust_remote_code).task != "causal-lm":
         raise ModelError(f"{model} has no language head: it cannot generate")
+    encoded = tokenizer(prompt, return_tensors="pt").to(device)
+    if encoded["input_ids"].shape[1] == 0:
+        raise TextError("the prompt is empty; give at least one token")
     progress = progress or SilentProgress()
     size = Checkpoint.open(source.path).total_file_bytes
     with progress.stage("load the model", expected_seconds=size / LOAD_BYTES_PER_SECOND):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.path, dtype="auto", trust_remote_code=trust_remote_code
         ).to(device)
-    encoded = tokenizer(prompt, return_tensors="pt").to(device)
-    if encoded["input_ids"].shape[1] == 0:
-        raise TextError("the prompt is empty; give at least one token")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     with progress.stage("generate", max_new_tokens, "tokens") as stage:
         output = loaded.generate(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -162,11 +164,27 @@ def assemble(
 
 
 def check_free(out: Path) -> None:
-    """Raise ``OutputError`` unless ``out`` is absent or an empty folder."""
+    """Raise ``OutputError`` unless ``out`` is absent or an empty folder, in a place where folders
+    can be made.
+    """
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
-        raise OutputError(f"output {out} is not empty; give another --out or remove it")
+        found = "is not empty" if out.is_dir() else "is a file, not a folder"
+        raise OutputError(f"output {out} {found}; give another --out or remove it")
+    missing = [place for place in out.parents if not place.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output {out} cannot be made: {error.strerror}; give another --out"
+        ) from None
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
 
 
 def folder_config(layout: Layout, original: Path) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def run(arguments: Sequence[str]) -> int:
         command = get_command(app)
         code = command.main(list(arguments) or ["--help"], "blockwright", standalone_mode=False)
     except typer.TyperException as error:
-        return _refuse(f"{error.format_message()} See `blockwright --help`.", debug)
+        message = error.format_message().rstrip(".")
+        return _refuse(f"{message}. See `blockwright --help`.", debug)
     except UserError as error:
         return _refuse(str(error), debug)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,9 @@ def demo(
         library=out.with_name(out.name + "-library"),
         threads=threads,
     )
-    if is_fitted(out) and not dry_run:
+    if is_fitted(out) and dry_run:
+        request = replace(request, out=out.with_name(out.name + "-next"))
+    elif is_fitted(out):
         shutil.rmtree(out)
     run_fit(request, dry_run=dry_run, as_json=as_json)
 

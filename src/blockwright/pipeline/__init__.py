@@ -12,7 +12,7 @@ from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.editing import adopt_plan
 from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.opening import open_run
-from blockwright.pipeline.posing import pose_problem
+from blockwright.pipeline.posing import check_budget, pose_problem
 from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
 from blockwright.pipeline.refining import refine_plans
@@ -30,7 +30,9 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     input.
     """
     began = time.monotonic()
-    run = with_sampled_text(open_run(request, progress or SilentProgress()))
+    run = open_run(request, progress or SilentProgress())
+    check_budget(run)
+    run = with_sampled_text(run)
     built = build_library(run)
     posed = pose_problem(run, built)
     problem = posed.problem

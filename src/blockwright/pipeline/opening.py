@@ -175,6 +175,7 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
     if request.budget is None and request.plan is None:
         raise BudgetError("no budget: give one of --bits, --size, --ratio, or --plan")
     check_free(request.out)
+    check_device(request.device)
     candidates = tuple(map(Candidate.parse, request.candidates)) or candidates_of(request.preset)
     for candidate in candidates:
         resolve(candidate)
@@ -196,6 +197,17 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
         candidates=candidates,
         edited=Plan.read(request.plan) if request.plan else None,
     )
+
+
+def check_device(device: str) -> None:
+    """Raise ``ModelError`` for a device that this machine or this torch does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"device {device!r} cannot be used here ({reason}); give --device cpu"
+        ) from None
 
 
 def default_library() -> Path:

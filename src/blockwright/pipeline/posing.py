@@ -18,6 +18,7 @@ from blockwright.pipeline.curvature import output_moments
 from blockwright.pipeline.measuring import measure_change
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
+from blockwright.plan import check_possible
 from blockwright.stream import Inputs
 from blockwright.types import DROP, Option, Problem, Site, SiteKind, VariantRecord
 
@@ -68,6 +69,36 @@ def pose_problem(run: Run, built: Built) -> Posed:
     )
     run.library.write_problem(problem)
     return Posed(problem, {**built.unavailable, **unavailable})
+
+
+def check_budget(run: Run) -> None:
+    """Raise ``BudgetError`` for a budget that no plan meets, before anything is built.
+
+    Bytes are those that the formats declare.  With ``drop`` on offer nothing is known beforehand.
+    """
+    budget, skeleton = run.request.budget, run.skeleton
+    if budget is None or DROP in run.candidates:
+        return
+    sites = [site for site in skeleton.sites if site.parameter]
+    options = [option for site in sites for option in _kept(run, site)]
+    for site in sites:
+        for candidate in run.candidates_for(site):
+            stored = run.stored_bytes(candidate, site)
+            record = VariantRecord(
+                key="", site=site.id, candidate=str(candidate), stored_bytes=stored
+            )
+            options += [_option(run, site, record, 0.0)] if stored else []
+    replaceable = sum(_dense_bytes(run, site) for site in sites)
+    problem = Problem(
+        model=run.request.model,
+        fingerprint="",
+        statistics="",
+        options=tuple(options),
+        linear_weights=skeleton.linear_weights,
+        fixed_bytes=_fixed_bytes(run, replaceable),
+        original_bytes=run.original.checkpoint.total_file_bytes,
+    )
+    check_possible(problem, budget)
 
 
 def loss_unit(run: Run) -> str:

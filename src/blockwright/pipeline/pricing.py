@@ -8,16 +8,24 @@ import shutil
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.opening import Run, open_run
+from blockwright.pipeline.posing import check_budget
+from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REVERSE_TOKENS, ROUNDS
 from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.progress import Progress, SilentProgress
+from blockwright.refine import LEAST_BATCHES, healing_inputs
 from blockwright.stream import BATCH_TOKENS
 from blockwright.stream.executor import CHUNK_LOGIT_BYTES
-from blockwright.types import FitRequest, Price, SiteKind
+from blockwright.types import DROP, FitRequest, Price, SiteKind
 
 RIVALS = 2
-"""Plans that are measured and refined: the solved one and the uniform one."""
+"""Plans that are refined: the solved one and the uniform one."""
+BACKWARD_COST = 3.0
+"""A forward and a backward pass, in forward passes; tuning dequantizes beside them."""
+TUNING_COST = 4.0
+SAVED_COPIES = 2
+"""Inputs and outputs of a block's linears, kept for its backward pass."""
 READ_BYTES_PER_SECOND = 1e9
 """Reading and hashing the checkpoint."""
 OVERHEAD_BYTES = 120_000_000
@@ -31,6 +39,7 @@ RECORD_BYTES = 1_500
 def price(request: FitRequest, progress: Progress | None = None) -> Price:
     """Memory, disk and seconds that ``fit`` will take, from one block's capture and builds."""
     run = open_run(request, progress or SilentProgress())
+    check_budget(run)
     scratch = run.library.work_folder(f"probe-{os.getpid()}")
     with run.progress.stage("probe one block", probe_steps(run), "steps") as stage:
         try:
@@ -47,7 +56,8 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     blocks, calibration = run.skeleton.num_blocks, run.texts.calibration.tokens
     selection, heldout = run.texts.selection.tokens, run.texts.heldout.tokens
     size = run.original.checkpoint.total_file_bytes
-    candidates = max(1, len(run.candidates))
+    candidates, preset = max(1, len(run.candidates)), run.request.preset
+    plans = 1 + ROUNDS[preset] + RIVALS + (HEALING[preset] is not None)
     refined = blocks * (calibration * costs.capture * (costs.groups + 1) + costs.load)
     linears = sum(site.kind is SiteKind.LINEAR for site in run.skeleton.sites)
     refined += blocks * costs.build / candidates + linears * costs.store
@@ -57,9 +67,12 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
         "sample": _sampling_seconds(run, costs),
         "calibrate": blocks * (costs.load + costs.capture * calibration),
         "build": blocks * costs.build + variants * costs.store,
+        "sensitivity": _sensitivity_seconds(run, costs),
         "refine": RIVALS * refined,
-        "measure": _measure_seconds(run, costs, selection, 1 + 2 * RIVALS, 4 * RIVALS)
-        + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS),
+        "heal": _healing_seconds(run, costs),
+        "measure": _measure_seconds(run, costs, selection, 1 + plans, 2 * plans)
+        + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS)
+        + _changes_seconds(run, costs),
         "reload and time": fresh_seconds(size, 1, costs.fresh),
     }
     if run.request.speed:
@@ -72,6 +85,34 @@ def _measure_seconds(run: Run, costs: UnitCosts, tokens: int, models: int, heads
     """Streaming some models over a text, and some passes of the head over what came out."""
     blocks = run.skeleton.num_blocks
     return models * blocks * (costs.load + tokens * costs.forward) + heads * tokens * costs.head
+
+
+def _sensitivity_seconds(run: Run, costs: UnitCosts) -> float:
+    """The reverse sweep: forward and backward through every block and the head."""
+    tokens = run.calibration_inputs.first(REVERSE_TOKENS[run.request.preset]).values.numel()
+    passes = run.skeleton.num_blocks * (costs.load + BACKWARD_COST * tokens * costs.capture)
+    return passes + BACKWARD_COST * tokens * costs.head
+
+
+def _healing_seconds(run: Run, costs: UnitCosts) -> float:
+    """Tuning every block, judging it on a fifth of the text, and running it on."""
+    settings, inputs = HEALING[run.request.preset], run.calibration_inputs
+    if settings is None:
+        return 0.0
+    batch = healing_inputs(inputs, BATCH_TOKENS).batch_size * inputs.values.shape[1]
+    judged = (settings.checks + 1) * inputs.values.numel() / LEAST_BATCHES
+    tokens = TUNING_COST * settings.steps * batch + judged + inputs.values.numel()
+    return run.skeleton.num_blocks * (costs.load + tokens * costs.forward)
+
+
+def _changes_seconds(run: Run, costs: UnitCosts) -> float:
+    """Tables and dropped blocks, each measured by itself on some calibration text."""
+    changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
+    changes += run.skeleton.num_blocks * (DROP in run.candidates)
+    if not changes:
+        return 0.0
+    tokens = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset]).values.numel()
+    return _measure_seconds(run, costs, tokens, 1 + changes, 2 * changes)
 
 
 def _sampling_seconds(run: Run, costs: UnitCosts) -> float:
@@ -95,7 +136,9 @@ def _memory(run: Run) -> int:
     outside = max(run.skeleton.stem_bytes, run.skeleton.head_bytes)
     vocabulary = getattr(run.skeleton.config.get_text_config(), "vocab_size", 0)
     logits = LOGIT_COPIES * min(CHUNK_LOGIT_BYTES, 4 * int(vocabulary) * BATCH_TOKENS)
-    held = block + grams + 3 * 4 * inputs[-1] ** 2 + outside + logits
+    widths = sum(sum(site.shape) for site in linear_sites(run.stream(), 0) if site.expert is None)
+    saved = SAVED_COPIES * 4 * widths * BATCH_TOKENS
+    held = block + grams + 3 * 4 * inputs[-1] ** 2 + outside + logits + saved
     return peak_rss_bytes() + held + OVERHEAD_BYTES
 
 
@@ -108,7 +151,7 @@ def _disk(run: Run) -> int:
                 library += run.stored_bytes(candidate, site) + RECORD_BYTES
     width = int(run.skeleton.config.get_text_config().hidden_size)
     calibration = run.texts.calibration.tokens * run.capture_dtype.itemsize
-    hidden = width * calibration * (run.skeleton.num_blocks + 1 + RIVALS)
+    hidden = width * calibration * (run.skeleton.num_blocks + 1 + 2 * RIVALS)
     measured = 4 * width * (run.texts.selection.tokens + run.texts.heldout.tokens)
     fitted = _fitted_bytes(run)
     return library + hidden + 3 * measured + (1 + RIVALS) * fitted

@@ -3,7 +3,7 @@
 from blockwright.plan.checking import check_plan, resolve_edited, unbuilt
 from blockwright.plan.correcting import corrected, correction_factors
 from blockwright.plan.limits import budget_bytes, original_bits
-from blockwright.plan.solving import frontier, solve
+from blockwright.plan.solving import check_possible, frontier, solve
 from blockwright.plan.totals import plan_of
 from blockwright.plan.uniform import best_uniform, uniform_plans
 
@@ -11,6 +11,7 @@ __all__ = [
     "best_uniform",
     "budget_bytes",
     "check_plan",
+    "check_possible",
     "corrected",
     "correction_factors",
     "frontier",

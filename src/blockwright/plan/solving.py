@@ -38,6 +38,11 @@ def solve(problem: Problem, budget: Budget) -> Plan:
     return plan_of(problem, options, budget=str(budget), limits=limits_of(budget))
 
 
+def check_possible(problem: Problem, budget: Budget) -> None:
+    """Raise ``BudgetError`` where ``solve`` would for the budget alone."""
+    check_reachable(problem, budget, build_program(problem, [limit_of(problem, budget)]))
+
+
 def frontier(problem: Problem, budgets: Sequence[Budget]) -> list[Plan]:
     """Plans along budgets; those out of reach are left out.
 

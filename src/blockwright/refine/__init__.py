@@ -1,10 +1,16 @@
 """Re-solves sites, and tunes blocks, on the inputs that the compressed prefix really produces."""
 
-from blockwright.refine.healing import HealedBlocks, heal_blocks, healing_inputs
+from blockwright.refine.healing import (
+    LEAST_BATCHES,
+    HealedBlocks,
+    heal_blocks,
+    healing_inputs,
+)
 from blockwright.refine.sequential import RefinedSite, Resolve, refine_blocks
 from blockwright.refine.tunable import TunableBlock, packed_name, parameter_name
 
 __all__ = [
+    "LEAST_BATCHES",
     "HealedBlocks",
     "RefinedSite",
     "Resolve",
