@@ -26,7 +26,7 @@ from blockwright.types import VariantRecord, parse_size
 if TYPE_CHECKING:
     from blockwright.library import Library
 
-app = typer.Typer(help="List, check and clean a library of built variants.", no_args_is_help=True)
+app = typer.Typer(help="List, check and clean a library of built variants.")
 
 Folder = Annotated[Path, typer.Argument(metavar="LIBRARY", help="A library that `fit` wrote.")]
 

@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].removesuffix(" from one of:").rstrip()
         raise TextError(f"no tokenizer could be loaded from {folder}: {reason}; {advice}") from None
     names = [str(name) for name in tokenizer.vocab_files_names.values()]
     if names and not any((folder / name).exists() for name in names):
