@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,13 @@ import torch
 from torch import Tensor
 
 from blockwright.anatomy import Skeleton, pruned_config
-from blockwright.checkpoint import Checkpoint, ShardWriter, write_json_atomic
+from blockwright.checkpoint import (
+    Checkpoint,
+    ShardWriter,
+    partial_path,
+    sync_folder,
+    write_json_atomic,
+)
 from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
 from blockwright.types import PackedFormat, Site
@@ -114,33 +121,66 @@ def assemble(
     out: Path,
     extra_files: Mapping[str, str] | None = None,
 ) -> int:
-    """Write the folder ``out``; returns the bytes of its safetensors files.
+    """Write the folder ``out``, whole or not at all; returns the bytes of its safetensors files.
 
-    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text.
-    Raises ``OutputError`` when ``out`` is not empty or cannot be written; nothing half-written
-    stays.
+    The arguments are those of ``write_model``; errors are those of ``unfinished_folder``.
+    """
+    with unfinished_folder(out) as folder:
+        return write_model(layout, source, checkpoint, stored_tensors, folder, extra_files)
+
+
+@contextmanager
+def unfinished_folder(out: Path) -> Iterator[Path]:
+    """An empty folder ``OUT.partial``, renamed to ``out`` when the body ends, removed when it
+    fails.
+
+    After a kill ``out`` is not there and what the killed run left is replaced by the next one.
+    Raises ``OutputError`` when ``out`` is not empty or cannot be written.
     """
     check_free(out)
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_path(out)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _copy_small_files(checkpoint.folder, partial)
-        config = folder_config(layout, checkpoint.folder)
-        write_json_atomic(partial / "config.json", config)
-        for name, text in (extra_files or {}).items():
-            (partial / name).write_text(text, encoding="utf-8")
-        size = _write_tensors(layout, source, checkpoint, stored_tensors, partial)
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(f"cannot write {out}: {error.strerror}; give another --out") from None
+        with _one_line_errors(out):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial
+        with _one_line_errors(out):
+            if out.exists():
+                out.rmdir()
+            os.replace(partial, out)
+            sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return size
+
+
+@contextmanager
+def _one_line_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}; give another --out") from None
+
+
+def write_model(
+    layout: Layout,
+    source: Parameters,
+    checkpoint: Checkpoint,
+    stored_tensors: StoredTensors,
+    folder: Path,
+    extra_files: Mapping[str, str] | None = None,
+) -> int:
+    """Fill an empty folder; returns the bytes of its safetensors files.
+
+    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text.
+    Raises ``OutputError``.
+    """
+    with _one_line_errors(folder):
+        _copy_small_files(checkpoint.folder, folder)
+        write_json_atomic(folder / "config.json", folder_config(layout, checkpoint.folder))
+        for name, text in (extra_files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return _write_tensors(layout, source, checkpoint, stored_tensors, folder)
 
 
 def check_free(out: Path) -> None:

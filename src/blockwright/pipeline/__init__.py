@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from blockwright.assemble import unfinished_folder
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.editing import adopt_plan
@@ -25,7 +26,8 @@ __all__ = ["fit", "price"]
 def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     """Fit a model to a budget; the result is in ``request.out``, measured.
 
-    Killed at any moment, the same call resumes from the library.  Raises ``UserError`` for bad
+    The folder gets its name when all is proved.  Killed at any moment, the same call resumes from
+    the library.  Raises ``UserError`` for bad
     input.
     """
     began = time.monotonic()
@@ -36,8 +38,9 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     chosen = choose_plan(run, problem) if run.edited is None else adopt_plan(run, problem)
     chosen = refine_plans(run, chosen)
     plan, uniform = heal_plan(run, chosen.plan), chosen.uniform
-    size = write_folder(run, plan, request.out)
-    proof = prove(run, request.out, uniform)
+    with unfinished_folder(request.out) as folder:
+        size = write_folder(run, plan, folder)
+        proof = prove(run, folder, uniform)
     return FitResult(
         out=request.out,
         plan_path=request.out / PLAN_FILE,
