@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from blockwright import pipeline
 from blockwright.checkpoint import ModelSource
-from blockwright.pipeline.card import CARD_FILE, card_text, front_matter, original_metadata
+from blockwright.pipeline.card import (
+    CARD_FILE,
+    card_text,
+    front_matter,
+    model_name,
+    original_metadata,
+)
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.progress import SilentProgress
-from blockwright.types import FitRequest, FitResult, Plan
+from blockwright.types import Budget, FitRequest, FitResult, Plan
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
 
@@ -33,7 +41,8 @@ def asked(model_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -
     model = with_tokenizer(model_folder("llama", intermediate_size=128), work)
     (model / "README.md").write_text(ORIGINAL_CARD, encoding="utf-8")
     (model / "LICENSE.txt").write_text("be good\n", encoding="utf-8")
-    return request(model, work, candidates=("int4-g32:rtn", "int8:rtn"))
+    candidates = ("int4-g32:rtn", "int8:rtn")
+    return request(model, work, candidates=candidates, budget=Budget(bits=5.5))
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +55,17 @@ def run(asked: FitRequest, tmp_path: Path) -> Run:
     return open_run(replace(asked, out=tmp_path / "out"), SilentProgress())
 
 
+def front_matter_of(text: str) -> dict[str, Any]:
+    """What the hub's own reader finds."""
+    data: dict[str, Any] = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
+    return data
+
+
 def test_the_card_has_what_the_hub_reads_and_what_was_measured(
     asked: FitRequest, result: FitResult
 ) -> None:
     card = ModelCard.load(result.out / CARD_FILE)
-    data = card.data.to_dict()
+    data = front_matter_of(card.content)
     assert data["library_name"] == "transformers"
     assert data["tags"] == ["blockwright", "quantized"]
     assert data["pipeline_tag"] == "text-generation"
@@ -91,11 +106,19 @@ def test_an_original_of_the_hub_is_named_as_the_base_model(run: Run, result: Fit
     source = ModelSource(run.original.source.path, "owner/name", "0123abc")
     of_hub = replace(run, original=replace(run.original, source=source))
     text = card_text(of_hub, Plan.read(result.plan_path), result)
-    card = ModelCard(text)
-    assert card.data.base_model == "owner/name"
-    assert card.data.to_dict()["base_model_relation"] == "quantized"
-    assert "from `owner/name` (revision `0123abc`)" in card.text
+    data = front_matter_of(text)
+    assert data["base_model"] == "owner/name"
+    assert data["base_model_relation"] == "quantized"
+    assert "from owner/name (revision `0123abc`)" in text
     assert "base_model" not in front_matter(run, {})
+
+
+def test_the_bundled_model_is_named_as_such(run: Run) -> None:
+    folder = Path(str(files("blockwright"))) / "bundled" / "model"
+    source = ModelSource(folder, str(folder), None)
+    bundled = replace(run, original=replace(run.original, source=source))
+    assert model_name(bundled) == "Blockwright's bundled model"
+    assert model_name(run) == "model"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from blockwright.pipeline.opening import Run
 from blockwright.pipeline.proving import PLAN_FILE
 from blockwright.pipeline.recipe import RECIPE_FILE
 from blockwright.types import Candidate, FitResult, Plan, Quality, Speed
+from blockwright.types.recipe import BUNDLED, portable
 
 CARD_FILE = "README.md"
 INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -83,6 +84,8 @@ def front_matter(run: Run, metadata: Mapping[str, Any]) -> str:
 def model_name(run: Run) -> str:
     """The hub's id, or the name of the folder."""
     source = run.original.source
+    if portable(source.path).startswith(BUNDLED):
+        return "Blockwright's bundled model"
     return source.name if source.revision else source.path.resolve().name
 
 
@@ -90,7 +93,7 @@ def _origin(run: Run, plan: Plan) -> str:
     source = run.original.source
     where = f"revision `{source.revision}`" if source.revision else "a local folder"
     return (
-        f"Made by Blockwright {__version__} from `{model_name(run)}` ({where}) for a budget of"
+        f"Made by Blockwright {__version__} from {model_name(run)} ({where}) for a budget of"
         f" {plan.budget}."
     )
 
@@ -133,9 +136,9 @@ def _cell(value: float | None, spec: str) -> str:
     return "" if value is None else format(value, spec)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
     width = len(head)
-    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    lines = [head, ["---", *[align] * (width - 1)], *rows]
     filled = [[*line, *[""] * width][:width] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in filled)
 
@@ -173,7 +176,7 @@ def chosen_table(run: Run, plan: Plan) -> str:
         inside = site.module.removeprefix(f"{run.skeleton.block_path}.{site.block}").lstrip(".")
         counts[inside or "block"][choice.candidate if choice else SETTLED] += 1
     rows = [(kind, _counted(chosen)) for kind, chosen in counts.items()]
-    return _table(("place", "candidates, and how many sites have them"), rows)
+    return _table(("place", "candidates, and how many sites have them"), rows, "---")
 
 
 def _counted(chosen: Counter[str]) -> str:

@@ -147,11 +147,11 @@ def _encode(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, Path | str):
-        return _portable(value)
+        return portable(value)
     return value
 
 
-def _portable(value: Path | str) -> str:
+def portable(value: Path | str) -> str:
     """What ships with the package by its name, not by a path of this machine."""
     home = Path(str(files("blockwright"))) / "bundled"
     path = Path(value)
@@ -160,7 +160,7 @@ def _portable(value: Path | str) -> str:
 
 
 def _located(text: str) -> str:
-    """Inverse of ``_portable``."""
+    """Inverse of ``portable``."""
     if not text.startswith(BUNDLED):
         return text
     return str(Path(str(files("blockwright"))) / "bundled" / text.removeprefix(BUNDLED))
