@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from blockwright.assemble import Layout, assemble
 from blockwright.formats import FormatLinear
+from blockwright.formats.bf import BfFormat
 from blockwright.formats.int import IntFormat
 from blockwright.pipeline.opening import open_original
+from blockwright.types import DenseSolution, GridSolution
 from tests.claims.ledger import Grade, claim
 from tests.conftest import ModelFolder
 from tests.layers import outlier_layer
@@ -24,9 +26,8 @@ INTS = [IntFormat.parse(name) for name in IntFormat.examples()]
 def filled(format: IntFormat, W_OI: Tensor) -> tuple[FormatLinear, Tensor]:
     """A packed module, and the values that were solved for it."""
     grid = format.fit_grid(W_OI)
-    codes = grid.encode(W_OI, slice(None))
-    packed = format.pack(codes, grid, None, torch.bfloat16)
-    return packed, grid.decode(codes, slice(None))
+    solution = GridSolution(codes_OI=grid.encode(W_OI, slice(None)), grid=grid)
+    return format.pack(solution, None, torch.bfloat16), solution.weight()
 
 
 def unused_tensors(*_: object) -> dict[str, Tensor]:
@@ -90,6 +91,25 @@ def test_int_stores_exactly_what_was_solved(seed: int) -> Iterator[float]:
         again = format.empty((256, 256), bias=False, dtype=torch.bfloat16)
         again.load_stored(load(save(packed.stored_tensors())))
         yield (again.dequantize() != values).sum().item()
+
+
+@claim(
+    method="bf",
+    paper="none; the type of most checkpoints",
+    says="a bfloat16 weight is stored as it is, in 16 bits",
+    measures="values that differ, and bytes - 2 per weight, outlier-layer in bfloat16",
+    grade=Grade.HARD,
+    at_least=0,
+    at_most=0,
+)
+def test_bf_stores_bfloat16_as_it_is(seed: int) -> Iterator[float]:
+    values = outlier_layer(seed).W_OI.bfloat16()
+    format = BfFormat()
+    packed = format.pack(DenseSolution(values_OI=values), None, torch.bfloat16)
+    again = format.empty((256, 256), bias=False, dtype=torch.bfloat16)
+    again.load_stored(load(save(packed.stored_tensors())))
+    yield (again.dequantize() != values.float()).sum().item()
+    yield format.stored_bytes((256, 256)) - 2 * values.numel()
 
 
 @claim(
