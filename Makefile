@@ -10,11 +10,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types architecture check claims bench docs clean
+.PHONY: help setup demo test lint types architecture check claims claims-long bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s%s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv and install the pinned versions
 demo: $(STAMP) ## fit the bundled model to 4.3 bits per weight and print what it cost
@@ -28,8 +28,10 @@ types: $(STAMP) ## mypy --strict
 architecture: $(STAMP) ## import edges, sizes and names
 	@$(BIN)/python -m pytest tests/architecture
 check: lint types architecture ## lint, types and architecture
-claims: $(STAMP) ## check what the papers claim
-	@$(BIN)/python -m pytest tests/claims -m claim
+claims: $(STAMP) ## measure what the papers claim, and write docs/claims.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/claims -m claim --durations=5 --claims-record .
+claims-long: $(STAMP) ## the same with the statistical claims, dated
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/claims -m claim --durations=5 --soft --claims-record .
 bench: $(STAMP) ## measure speed and memory; writes JSON under build/bench
 	@$(BIN)/python -m benchmarks --out build/bench
 docs: $(STAMP) ## write docs/cli.md from the commands

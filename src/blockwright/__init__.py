@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from blockwright.api import generate_text as generate_text
     from blockwright.api import inspect_model as inspect_model
     from blockwright.fitting import fit as fit
+    from blockwright.fitting import fit_recipe as fit_recipe
     from blockwright.fitting import price as price
     from blockwright.types import Budget as Budget
     from blockwright.types import FitResult as FitResult
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("fit", "price"), "blockwright.fitting"),
+    **dict.fromkeys(("fit", "fit_recipe", "price"), "blockwright.fitting"),
     **dict.fromkeys(("evaluate_model", "inspect_model", "generate_text"), "blockwright.api"),
     **dict.fromkeys(("Budget", "FitResult", "Plan"), "blockwright.types"),
 }
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "evaluate_model",
     "fit",
+    "fit_recipe",
     "generate_text",
     "inspect_model",
     "price",

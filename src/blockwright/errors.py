@@ -9,6 +9,7 @@
     │   ├── BudgetError        a budget no plan can meet
     │   ├── TextError          text empty, too short, or in two splits
     │   ├── PlanError          a plan file that is damaged or infeasible
+    │   ├── RecipeError        a recipe that is damaged, or no longer finds what it was made with
     │   ├── OutputError        the output folder, disk space, permissions
     │   └── LibraryError       a damaged or busy library
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
@@ -54,6 +55,10 @@ class TextError(UserError):
 
 class PlanError(UserError):
     """A plan file that is damaged, foreign or infeasible."""
+
+
+class RecipeError(UserError):
+    """A recipe that is damaged, or that no longer finds what it was made with."""
 
 
 class OutputError(UserError):

@@ -1,4 +1,4 @@
-"""``fit`` and ``price`` with plain arguments, as the command line has them."""
+"""``fit``, ``fit_recipe`` and ``price`` with plain arguments, as the command line has them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.progress import Progress, SilentProgress
-from blockwright.types import Budget, FitRequest, FitResult, Preset, Price, parse_size
+from blockwright.types import Budget, FitRequest, FitResult, Preset, Price, Recipe, parse_size
 
 
 def fit(
@@ -61,6 +61,27 @@ def fit(
         device=device,
         trust_remote_code=trust_remote_code,
         speed=speed,
+    )
+    return pipeline.fit(request, progress or SilentProgress())
+
+
+def fit_recipe(
+    recipe: str | Path,
+    *,
+    out: str | Path,
+    library: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> FitResult:
+    """Run a recipe (the ``blockwright.toml`` of a fitted folder) again, and write ``out``.
+
+    Raises ``RecipeError`` when the model or a text is not what the recipe was made with.
+    """
+    from blockwright import pipeline
+
+    path = Path(recipe)
+    request = Recipe.read(path).request(
+        out=Path(out), library=_path(library), recipe=path, trust_remote_code=trust_remote_code
     )
     return pipeline.fit(request, progress or SilentProgress())
 

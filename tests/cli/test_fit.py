@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from dataclasses import fields
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from blockwright.cli import options
+from blockwright.cli.fit import fit
 from blockwright.errors import ModelError, OutputError
 from blockwright.types import Budget, FitRequest, Preset
 from tests.cli.conftest import CommandLine, RecordingPipeline, make_result
@@ -142,7 +145,10 @@ def test_bad_options_are_refused_in_one_line(
     assert not pipeline.requests
 
 
-@pytest.mark.parametrize("missing", [("fit", "m", "--bits", "4"), ("fit", "--bits", "4")])
+@pytest.mark.parametrize(
+    "missing",
+    [("fit", "--bits", "4", "--out", "o"), ("fit", "m", "--bits", "4"), ("fit", "--bits", "4")],
+)
 def test_missing_arguments_are_named(
     command_line: CommandLine, pipeline: RecordingPipeline, missing: tuple[str, ...]
 ) -> None:
@@ -203,6 +209,12 @@ def test_every_field_of_the_request_has_an_option(
             field.name, "--" + field.name.replace("_", "-")
         )
         assert option in help_text
+
+
+def test_every_option_is_one_of_the_request_or_beside_it() -> None:
+    known = {item.name for item in fields(FitRequest)} | options.BESIDE_THE_REQUEST
+    parameters = set(inspect.signature(fit).parameters) - {"context"}
+    assert {options.REQUEST_FIELDS.get(name, name) for name in parameters} <= known
 
 
 def test_the_pipeline_is_not_imported_for_help(command_line: CommandLine) -> None:

@@ -26,6 +26,23 @@ def test_fit_builds_the_request_and_returns_the_result(pipeline: RecordingPipeli
     ]
 
 
+def test_a_recipe_is_run_with_places_of_its_own(
+    pipeline: RecordingPipeline, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "blockwright.toml"
+    recipe.write_text('version = 1\nmodel = "m"\n[budget]\nratio = 0.5\n', encoding="utf-8")
+    blockwright.fit_recipe(recipe, out="o", library="l")
+    assert pipeline.requests == [
+        FitRequest(
+            model="m",
+            out=Path("o"),
+            library=Path("l"),
+            budget=Budget(ratio=0.5),
+            recipe=recipe,
+        )
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "read"),
     [

@@ -1,5 +1,19 @@
 """Writes a plan as a model folder that transformers loads."""
 
-from blockwright.assemble.folder import Layout, assemble, check_free, folder_config
+from blockwright.assemble.folder import (
+    Layout,
+    assemble,
+    check_free,
+    folder_config,
+    unfinished_folder,
+    write_model,
+)
 
-__all__ = ["Layout", "assemble", "check_free", "folder_config"]
+__all__ = [
+    "Layout",
+    "assemble",
+    "check_free",
+    "folder_config",
+    "unfinished_folder",
+    "write_model",
+]

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from blockwright.anatomy import Skeleton, pruned_config
-from blockwright.checkpoint import Checkpoint, ShardWriter, write_json_atomic
+from blockwright.checkpoint import (
+    Checkpoint,
+    ShardWriter,
+    partial_path,
+    sync_folder,
+    write_json_atomic,
+)
 from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
 from blockwright.types import PackedFormat, Site
@@ -126,41 +132,74 @@ def assemble(
     extra_files: Mapping[str, str] | None = None,
     advance: Callable[[int], object] = lambda written: None,
 ) -> int:
-    """Write the folder ``out``; returns the bytes of its safetensors files.
+    """Write the folder ``out``, whole or not at all; returns the bytes of its safetensors files.
 
-    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text;
-    ``advance`` is told the bytes of every tensor written.
-    Raises ``OutputError`` when ``out`` is not empty or cannot be written; nothing half-written
-    stays.
+    The arguments are those of ``write_model``; errors are those of ``unfinished_folder``.
+    """
+    with unfinished_folder(out) as folder:
+        return write_model(layout, source, checkpoint, stored_tensors, folder, extra_files, advance)
+
+
+@contextmanager
+def unfinished_folder(out: Path) -> Iterator[Path]:
+    """An empty folder ``OUT.partial``, renamed to ``out`` when the body ends, removed when it
+    fails.
+
+    After a kill ``out`` is not there and what the killed run left is replaced by the next one.
+    Raises ``OutputError`` when ``out`` is not empty or cannot be written.
     """
     check_free(out)
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_path(out)
     try:
+        with _one_line_errors(out):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial
+        with _one_line_errors(out):
+            if out.exists():
+                out.rmdir()
+            os.replace(partial, out)
+            sync_folder(out.parent)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _copy_small_files(checkpoint.folder, partial)
-        config = folder_config(layout, checkpoint.folder)
-        write_json_atomic(partial / "config.json", config)
-        for name, text in (extra_files or {}).items():
-            (partial / name).write_text(text, encoding="utf-8")
-        with ShardWriter(partial, layout.tensors()) as writer:
-            for name, tensor in _tensors(layout, source, checkpoint, stored_tensors):
-                writer.write(name, tensor)
-                advance(tensor.nbytes)
-            size = writer.close()
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
+        raise
+
+
+@contextmanager
+def _one_line_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(
             f"cannot write {out}: {error.strerror}; free space or permissions there, or give"
             " another --out; the same command resumes"
         ) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return size
+
+
+def write_model(
+    layout: Layout,
+    source: Parameters,
+    checkpoint: Checkpoint,
+    stored_tensors: StoredTensors,
+    folder: Path,
+    extra_files: Mapping[str, str] | None = None,
+    advance: Callable[[int], object] = lambda written: None,
+) -> int:
+    """Fill an empty folder; returns the bytes of its safetensors files.
+
+    Tokenizer and other small files come from the checkpoint's folder; ``extra_files``: name, text;
+    ``advance`` is told the bytes of every tensor written.  Raises ``OutputError``.
+    """
+    with _one_line_errors(folder):
+        _copy_small_files(checkpoint.folder, folder)
+        write_json_atomic(folder / "config.json", folder_config(layout, checkpoint.folder))
+        for name, text in (extra_files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        with ShardWriter(folder, layout.tensors()) as writer:
+            for name, tensor in _tensors(layout, source, checkpoint, stored_tensors):
+                writer.write(name, tensor)
+                advance(tensor.nbytes)
+            return writer.close()
 
 
 def check_free(out: Path) -> None:

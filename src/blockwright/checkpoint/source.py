@@ -18,6 +18,8 @@ from blockwright.errors import ModelError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 WANTED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+CARD_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+"""What says under which licence a model is."""
 REMOTE_CODE_FILES = ("*.py",)
 
 
@@ -52,7 +54,7 @@ def resolve_model(
 
 
 def _download(model: str, revision: str | None, trust_remote_code: bool) -> str:
-    files = [*WANTED_FILES, *(REMOTE_CODE_FILES if trust_remote_code else ())]
+    files = [*WANTED_FILES, *CARD_FILES, *(REMOTE_CODE_FILES if trust_remote_code else ())]
     at = f" at revision {revision}" if revision else ""
     try:
         return str(snapshot_download(model, revision=revision, allow_patterns=files))

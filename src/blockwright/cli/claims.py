@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
 
 NOT_MEASURED = "not measured"
+STATES = ("not reproduced", "holds", "needs hardware", NOT_MEASURED)
+"""What stands for several claims together: the first of these that one of them is in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A paper's checkable claim."""
+    """What is claimed of one method or format."""
 
     text: str
+    """Its claims, one after the other."""
     state: str = NOT_MEASURED
     """holds, not reproduced, needs hardware, or not measured."""
 
 
 def read_ledger() -> dict[str, Claim]:
-    """Claims by method or format name, as last measured; empty where none was written yet."""
+    """Claims by method or format name, as last measured (``make claims``)."""
     source = files("blockwright") / "claims.json"
-    if not source.is_file():
-        return {}
-    entries = json.loads(source.read_text(encoding="utf-8"))
+    rows: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in json.loads(source.read_text(encoding="utf-8"))["claims"]:
+        rows[row["name"]].append(row)
     return {
-        name: Claim(text=entry["claim"], state=entry["state"]) for name, entry in entries.items()
+        name: Claim(
+            text="; ".join(row["says"] for row in found),
+            state=together([row["state"] for row in found]),
+        )
+        for name, found in rows.items()
     }
+
+
+def together(states: Collection[str]) -> str:
+    """One state for several claims: any that is not reproduced shows."""
+    return next(state for state in STATES if state in states)
 
 
 def header_section(docstring: str | None, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,12 @@ from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
 from blockwright.cli.output import print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
-from blockwright.types import FitRequest, Preset
+from blockwright.types import FitRequest, Preset, Recipe
 
 
 def fit(
-    model: options.Model,
+    context: typer.Context,
+    model: options.ModelOrRecipe = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     bits: options.Bits = None,
@@ -53,6 +55,7 @@ def fit(
     ] = None,
     sequence_length: options.SequenceLength = None,
     eval_tokens: options.EvalTokens = None,
+    recipe: options.RecipeFile = None,
     dry_run: options.DryRun = False,
     no_speed: Annotated[
         bool, typer.Option("--no-speed", help="Do not time the models at the end.")
@@ -64,12 +67,13 @@ def fit(
 ) -> None:
     """Fit MODEL to a budget (one of --bits, --size, --ratio) and write it to --out.
 
-    Killed at any moment, the same command resumes.
+    Killed at any moment, the same command resumes.  With --recipe, what is given beside it takes
+    the place of what the recipe says.
     """
     request = FitRequest(
-        model=model,
+        model=options.read_model(model, recipe),
         out=out,
-        budget=options.read_fit_budget(bits, size, ratio, plan),
+        budget=options.read_fit_budget(bits, size, ratio, plan, recipe),
         preset=preset,
         candidates=options.read_candidates(candidates),
         calibration=calibration,
@@ -86,8 +90,27 @@ def fit(
         device=device,
         trust_remote_code=trust_remote_code,
         speed=not no_speed,
+        recipe=recipe,
     )
+    if recipe is not None:
+        request = from_recipe(recipe, request, options.given_fields(context))
     run_fit(request, dry_run=dry_run, as_json=as_json)
+
+
+def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
+    """The recipe's request with the ``given`` fields taken from ``asked``.
+
+    A budget takes the place of a plan, and a plan that of a budget.
+    """
+    read = Recipe.read(recipe).request(
+        out=asked.out,
+        library=asked.library,
+        recipe=recipe,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    if {"budget", "plan"} & given:
+        given = given | {"budget", "plan"}
+    return replace(read, **{name: getattr(asked, name) for name in given})
 
 
 def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:

@@ -12,6 +12,13 @@ from blockwright.errors import BudgetError
 from blockwright.types import Budget, Candidate, parse_size
 
 Model = Annotated[str, typer.Argument(help="A folder of safetensors, or a hub id.")]
+ModelOrRecipe = Annotated[
+    str | None, typer.Argument(help="A folder of safetensors, or a hub id (or the recipe's).")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(help="Run this blockwright.toml again; options given beside it override it."),
+]
 Bits = Annotated[
     float | None,
     typer.Option(help="Budget: bits per weight of the block linears, scales included."),
@@ -48,6 +55,13 @@ DryRun = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
+REQUEST_FIELDS = {
+    **dict.fromkeys(("bits", "size", "ratio"), "budget"),
+    "no_speed": "speed",
+}
+"""Parameters of ``fit`` that are named otherwise in ``FitRequest``."""
+BESIDE_THE_REQUEST = {"dry_run", "as_json"}
+
 
 def read_budget(bits: float | None, size: str | None, ratio: float | None) -> Budget:
     """Exactly one of the three, checked."""
@@ -55,10 +69,35 @@ def read_budget(bits: float | None, size: str | None, ratio: float | None) -> Bu
     return Budget(bits=bits, size_bytes=size_bytes, ratio=ratio)
 
 
+def read_model(model: str | None, recipe: Path | None) -> str:
+    """The model; empty where the recipe names it."""
+    if model is None and recipe is None:
+        raise typer.BadParameter("Missing argument 'MODEL'.")
+    return model or ""
+
+
+def given_fields(context: typer.Context) -> set[str]:
+    """Fields of ``FitRequest`` that were written on the command line."""
+    names = {name for name in context.params if written(context, name)}
+    return {REQUEST_FIELDS.get(name, name) for name in names - BESIDE_THE_REQUEST}
+
+
+def written(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was given, and is not its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def read_fit_budget(
-    bits: float | None, size: str | None, ratio: float | None, plan: Path | None
+    bits: float | None,
+    size: str | None,
+    ratio: float | None,
+    plan: Path | None,
+    recipe: Path | None = None,
 ) -> Budget | None:
-    """A budget, or None where a plan file decides."""
+    """A budget, or None where a plan file or a recipe decides."""
+    if recipe is not None and (bits, size, ratio) == (None, None, None):
+        return None
     if plan is None:
         return read_budget(bits, size, ratio)
     if (bits, size, ratio) != (None, None, None):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright.anatomy import build_skeleton
-from blockwright.assemble import Layout, assemble
+from blockwright.assemble import Layout, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
@@ -47,8 +47,8 @@ class Proof:
     notes: tuple[str, ...]
 
 
-def write_folder(run: Run, plan: Plan, out: Path) -> int:
-    """Assemble the plan; returns file bytes, which must keep the budget."""
+def write_folder(run: Run, plan: Plan, folder: Path) -> int:
+    """Assemble the plan in an empty folder; returns file bytes, which must keep the budget."""
     specs = {}
     for site, choice in plan.choices.items():
         if choice.key:
@@ -68,12 +68,12 @@ def write_folder(run: Run, plan: Plan, out: Path) -> int:
 
     plan_text = plan.to_text()
     with run.progress.stage("write the folder", layout.total_bytes / 1e6, "MB") as stage:
-        size = assemble(
+        size = write_model(
             layout,
             healed.over(run.original.parameters),
             checkpoint,
             stored_tensors,
-            out,
+            folder,
             {PLAN_FILE: plan_text},
             lambda written: stage.advance(written / 1e6),
         )
@@ -156,7 +156,7 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
     if not difference <= RELOAD_TOLERANCE:
         raise ModelError(
             f"{out} loads, but its outputs differ from the assembled ones by {difference:.2g}"
-            f" (allowed {RELOAD_TOLERANCE:g}); do not use it, and report this"
+            f" (allowed {RELOAD_TOLERANCE:g}); it was not kept: report this"
         )
     return answers.speed
 

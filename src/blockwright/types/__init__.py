@@ -16,6 +16,7 @@ from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import Quality, Speed
 from blockwright.types.method import LinearMethod
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem
+from blockwright.types.recipe import Recipe
 from blockwright.types.site import Site, SiteKind, TableRole
 from blockwright.types.solution import (
     DenseSolution,
@@ -56,6 +57,7 @@ __all__ = [
     "Price",
     "Problem",
     "Quality",
+    "Recipe",
     "Site",
     "SiteKind",
     "Solution",

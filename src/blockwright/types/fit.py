@@ -49,6 +49,8 @@ class FitRequest:
     trust_remote_code: bool = False
     speed: bool = True
     """Whether tokens per second and resident memory are measured at the end."""
+    recipe: Path | None = None
+    """The recipe that this request came from: what it names must be what it was made with."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,83 @@
+"""The recipe of a run: written into its folder, checked when it is run again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from blockwright.errors import RecipeError
+from blockwright.pipeline.machine import versions
+from blockwright.pipeline.opening import Run
+from blockwright.pipeline.proving import PLAN_FILE
+from blockwright.types import FitRequest, Recipe
+
+RECIPE_FILE = "blockwright.toml"
+HEAD = f"Run it again: blockwright fit --recipe {RECIPE_FILE} --out DIR"
+DECIDES_MODEL = ("model", "revision")
+DECIDES_TEXTS = (
+    *DECIDES_MODEL,
+    *("calibration", "eval_text", "preset", "seed"),
+    *("calibration_tokens", "sequence_length", "eval_tokens"),
+)
+"""What was changed on the command line is not compared with the recipe's digest."""
+
+
+def recipe_text(run: Run) -> str:
+    """The run's recipe as TOML."""
+    recipe = Recipe.of(resolved_request(run), digests_of(run), versions())
+    return recipe.to_toml(notes=(HEAD, *run.texts.notes))
+
+
+def resolved_request(run: Run) -> FitRequest:
+    """The request with its defaults filled in as this machine and version did.
+
+    A plan file is the one in the folder, found beside the recipe.
+    """
+    request, texts = run.request, run.texts
+    return replace(
+        request,
+        plan=Path(PLAN_FILE) if request.plan else None,
+        revision=run.original.source.revision,
+        candidates=request.candidates if request.plan else tuple(map(str, run.candidates)),
+        threads=torch.get_num_threads(),
+        calibration_tokens=texts.calibration.tokens,
+        sequence_length=texts.calibration.sequence_length,
+        eval_tokens=texts.heldout.tokens,
+    )
+
+
+def digests_of(run: Run) -> dict[str, str]:
+    """Digests of the model's tensors and config, and of the tokens of each text."""
+    return {
+        "model": run.original.fingerprint,
+        "calibration": run.texts.calibration.digest,
+        "selection": run.texts.selection.digest,
+        "heldout": run.texts.heldout.digest,
+    }
+
+
+def check_recipe(run: Run) -> tuple[str, ...]:
+    """Raise ``RecipeError`` if the model or a text is another than the recipe was made with.
+
+    Returns notes on versions that differ.
+    """
+    if run.request.recipe is None:
+        return ()
+    recipe = Recipe.read(run.request.recipe)
+    asked, found = recipe.request(out=run.request.out), digests_of(run)
+    for name, digest in recipe.digests.items():
+        deciding = DECIDES_MODEL if name == "model" else DECIDES_TEXTS
+        changed = any(getattr(run.request, key) != getattr(asked, key) for key in deciding)
+        if not changed and digest != found[name]:
+            what = "model" if name == "model" else f"{name} text"
+            raise RecipeError(
+                f"recipe {run.request.recipe}: the {what} is not the one it was made with"
+                f" (digest {found[name][:12]}, expected {digest[:12]}); bring that one back, name"
+                " another on the command line, or take the line out of [digests]"
+            )
+    now = versions()
+    differing = [f"{k} {v}, now {now[k]}" for k, v in recipe.made_with.items() if v != now[k]]
+    note = f"the recipe was made with {'; '.join(differing)}: bytes can differ"
+    return (note,) if differing else ()

@@ -1,0 +1,66 @@
+"""A folder has its name when it is whole, and leaves nothing behind when it fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from blockwright.assemble import unfinished_folder
+from blockwright.errors import OutputError
+
+
+def test_the_name_comes_last(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with unfinished_folder(out) as folder:
+        (folder / "a").write_text("1")
+        assert not out.exists()
+    assert (out / "a").read_text() == "1"
+    assert not folder.exists()
+
+
+def test_an_empty_folder_and_what_a_killed_run_left_are_replaced(tmp_path: Path) -> None:
+    out, left = tmp_path / "out", tmp_path / "out.partial"
+    out.mkdir()
+    left.mkdir()
+    (left / "half").write_text("written")
+    with unfinished_folder(out) as folder:
+        assert folder == left
+        assert not any(folder.iterdir())
+        (folder / "a").write_text("1")
+    assert [path.name for path in out.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing_and_is_passed_on(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def fail() -> None:
+        with unfinished_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_refused_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    with pytest.raises(OutputError, match="is not empty"), unfinished_folder(tmp_path):
+        pass
+    assert (tmp_path / "a").read_text() == "1"
+
+
+def test_a_rename_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*out: Permission denied; give another"),
+        unfinished_folder(tmp_path / "out"),
+    ):
+        pass
+    assert not any(tmp_path.iterdir())
