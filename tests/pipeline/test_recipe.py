@@ -67,6 +67,7 @@ def test_the_recipe_of_an_edited_plan_takes_the_plan_of_its_folder(fitted: FitRe
     plan = json.loads((fitted.out / "blockwright-plan.json").read_text(encoding="utf-8"))
     site = next(name for name in plan["choices"] if name.endswith("down_proj"))
     plan["choices"][site] = {"candidate": "int8:rtn", "stored_bytes": 0, "loss": 0.0, "key": ""}
+    plan["limits"] = {}
     edited = fitted.out.with_name("edited.json")
     edited.write_text(json.dumps(plan), encoding="utf-8")
     first = replace(fitted, plan=edited, budget=None, out=fitted.out.with_name("edited"))
