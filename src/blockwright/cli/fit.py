@@ -32,10 +32,18 @@ def fit(
     candidates: options.Candidates = None,
     preset: Annotated[Preset, typer.Option(help="How much time to spend.")] = Preset.BALANCED,
     library: Annotated[
-        Path | None, typer.Option(help="Folder of built variants, reused by later runs.")
+        Path | None,
+        typer.Option(
+            help="Folder of built variants, reused by later runs "
+            "(default: ~/.cache/blockwright/library)."
+        ),
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Build this plan file instead of solving for a budget.")
+        Path | None,
+        typer.Option(
+            help="Build this plan file instead of solving for a budget.  An edited plan keeps the "
+            "`limits` it was solved under; raise or remove them in the file to go over."
+        ),
     ] = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
