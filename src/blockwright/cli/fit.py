@@ -9,7 +9,7 @@ import typer
 
 from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
-from blockwright.cli.output import print_json, stdout_kept_clean
+from blockwright.cli.output import loading_told, print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
 from blockwright.types import FitRequest, Preset
 
@@ -101,9 +101,10 @@ def fit(
 def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:
     """Price or fit, and print the result."""
     with stdout_kept_clean():
-        from blockwright import pipeline
-
         progress = stderr_progress()
+        with loading_told(progress):
+            from blockwright import pipeline
+
         price = pipeline.price(request, progress) if dry_run else None
         result = None if dry_run else pipeline.fit(request, progress)
     if price is not None:
