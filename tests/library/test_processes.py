@@ -17,7 +17,8 @@ import torch
 from blockwright.errors import LibraryError
 from blockwright.library import Library, locks
 from blockwright.library.locks import Shared
-from blockwright.types import Option, Problem, VariantRecord
+from blockwright.types import Option, VariantRecord
+from tests.library.problems import problem_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -171,15 +172,7 @@ def test_gc_refuses_while_another_process_uses_the_library(folder: Path) -> None
 
 def test_a_library_that_may_not_be_written_can_be_planned_from(folder: Path) -> None:
     option = Option(site="a", candidate="keep", weights=1, stored_bytes=2, loss=0.0)
-    problem = Problem(
-        model="m",
-        fingerprint="f",
-        statistics="s",
-        options=(option,),
-        linear_weights=1,
-        fixed_bytes=0,
-        original_bytes=2,
-    )
+    problem = problem_of(option)
     Library(folder).write_problem(problem)
     for path in (folder / "library.json", *folder.rglob("*.json")):
         path.chmod(0o444)

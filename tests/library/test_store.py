@@ -12,7 +12,8 @@ import torch
 
 from blockwright.errors import LibraryError, OutputError
 from blockwright.library import Library, variant_key
-from blockwright.types import Option, Problem, VariantRecord
+from blockwright.types import Option, VariantRecord
+from tests.library.problems import problem_of
 
 TENSORS = {"weight": torch.arange(6, dtype=torch.uint8), "scale": torch.ones(2).bfloat16()}
 
@@ -27,18 +28,6 @@ def stored(library: Library, number: int = 0) -> str:
     record = VariantRecord(key=key, site="a", candidate="int4-g32:rtn", stored_bytes=10, error=0.5)
     library.store(record, TENSORS)
     return key
-
-
-def problem_of(option: Option) -> Problem:
-    return Problem(
-        model="m",
-        fingerprint="f",
-        statistics="s",
-        options=(option,),
-        linear_weights=4,
-        fixed_bytes=0,
-        original_bytes=8,
-    )
 
 
 def tensor_file(library: Library, key: str) -> Path:

@@ -103,4 +103,8 @@ def _config_error(folder: Path, error: Exception, trusted: bool) -> ModelError:
             f"{folder} needs code that comes with the model; if you trust its author,"
             " run again with --trust-remote-code"
         )
-    return ModelError(f"{folder / CONFIG_FILE} cannot be used: {text}")
+    first_sentence = text.partition(". ")[0].rstrip(".")
+    return ModelError(
+        f"{folder / CONFIG_FILE} cannot be used: {first_sentence}; repair it, or use a version of"
+        " transformers that knows this model"
+    )

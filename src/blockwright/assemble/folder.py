@@ -206,9 +206,8 @@ def check_free(out: Path) -> None:
     """Raise ``OutputError`` unless ``out`` is absent or an empty folder, in a place where folders
     can be made.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
+    empty = out.is_dir() and not any(out.iterdir())
+    if (out.exists() or out.is_symlink()) and not empty:
         found = "is not empty" if out.is_dir() else "is a file, not a folder"
         raise OutputError(f"output {out} {found}; give another --out or remove it")
     missing = [place for place in out.parents if not place.exists()]

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from blockwright.cli import options
-from blockwright.cli.output import print_figures, print_json, stdout_kept_clean
+from blockwright.cli.output import (
+    loading_told,
+    print_figures,
+    print_json,
+    stdout_kept_clean,
+)
 from blockwright.progress import stderr_progress
 
 
@@ -32,7 +37,9 @@ def evaluate(
 ) -> None:
     """Measure MODEL on a text: perplexity, distance from the original, size, speed, memory."""
     with stdout_kept_clean():
-        from blockwright.api import evaluate_model
+        progress = stderr_progress()
+        with loading_told(progress):
+            from blockwright.api import evaluate_model
 
         figures = evaluate_model(
             model,
@@ -45,7 +52,7 @@ def evaluate(
             threads=threads,
             device=device,
             trust_remote_code=trust_remote_code,
-            progress=stderr_progress(),
+            progress=progress,
         )
     if as_json:
         print_json(figures)

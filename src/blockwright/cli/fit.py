@@ -10,7 +10,7 @@ import typer
 
 from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
-from blockwright.cli.output import print_json, stdout_kept_clean
+from blockwright.cli.output import loading_told, print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
 from blockwright.types import FitRequest, Preset, Recipe
 
@@ -34,10 +34,18 @@ def fit(
     candidates: options.Candidates = None,
     preset: Annotated[Preset, typer.Option(help="How much time to spend.")] = Preset.BALANCED,
     library: Annotated[
-        Path | None, typer.Option(help="Folder of built variants, reused by later runs.")
+        Path | None,
+        typer.Option(
+            help="Folder of built variants, reused by later runs "
+            "(default: ~/.cache/blockwright/library)."
+        ),
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Build this plan file instead of solving for a budget.")
+        Path | None,
+        typer.Option(
+            help="Build this plan file instead of solving for a budget.  An edited plan keeps the "
+            "`limits` it was solved under; raise or remove them in the file to go over."
+        ),
     ] = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
@@ -116,9 +124,10 @@ def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
 def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:
     """Price or fit, and print the result."""
     with stdout_kept_clean():
-        from blockwright import pipeline
-
         progress = stderr_progress()
+        with loading_told(progress):
+            from blockwright import pipeline
+
         price = pipeline.price(request, progress) if dry_run else None
         result = None if dry_run else pipeline.fit(request, progress)
     if price is not None:

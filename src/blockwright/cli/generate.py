@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blockwright.cli import options
-from blockwright.cli.output import print_json, print_line, stdout_kept_clean
+from blockwright.cli.output import loading_told, print_json, print_line, stdout_kept_clean
 from blockwright.progress import stderr_progress
 
 
@@ -28,7 +28,9 @@ def generate(
 ) -> None:
     """Continue PROMPT with MODEL."""
     with stdout_kept_clean():
-        from blockwright.api import generate_text
+        progress = stderr_progress()
+        with loading_told(progress):
+            from blockwright.api import generate_text
 
         continuation = generate_text(
             model,
@@ -40,7 +42,7 @@ def generate(
             threads=threads,
             device=device,
             trust_remote_code=trust_remote_code,
-            progress=stderr_progress(),
+            progress=progress,
         )
     if as_json:
         print_json({"prompt": prompt, "text": continuation})

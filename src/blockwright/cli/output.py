@@ -12,11 +12,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from blockwright.progress import Progress
+
+IMPORT_SECONDS = 4.0
+
 
 @contextmanager
 def stdout_kept_clean() -> Iterator[None]:
     """Whatever libraries print meanwhile goes to stderr."""
     with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def loading_told(progress: Progress) -> Iterator[None]:
+    """Around the imports that take seconds."""
+    with progress.stage("load torch and transformers", expected_seconds=IMPORT_SECONDS):
         yield
 
 

@@ -183,10 +183,11 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
         raise CandidateError(f"candidates {', '.join(map(str, candidates))}: one is named twice")
     torch.set_num_threads(request.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(request.seed)
-    with progress.stage("open the model"):
+    with progress.stage("open model and texts", 2, "parts") as stage:
         original = open_original(
             request.model, request.revision, request.trust_remote_code, progress
         )
+        stage.advance()
         texts = open_texts(request, original.source.path, original.skeleton)
     return Run(
         request=request,

@@ -123,6 +123,7 @@ def _sampling_seconds(run: Run, costs: UnitCosts) -> float:
     documents, length = documents_of(windows, run.texts.calibration.sequence_length)
     batches = -(-documents // BATCH_DOCUMENTS)
     steps = batches * length * run.skeleton.num_blocks * costs.step
+    steps += documents * length * costs.head
     return fresh_seconds(run.original.checkpoint.total_file_bytes, 1, costs.fresh) + steps
 
 
