@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -175,8 +176,10 @@ def _line(surrounding: Mapping[str, str]) -> str:
 
 
 def _papers(rows: Sequence[Row]) -> str:
-    papers = {row["name"]: row["paper"] for row in rows}
-    return "\n".join(f"- `{name}`: {paper}" for name, paper in papers.items())
+    papers: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        papers[row["name"]][row["paper"]] = None
+    return "\n".join(f"- `{name}`: {'; '.join(found)}" for name, found in papers.items())
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -91,11 +91,8 @@ def model_name(run: Run) -> str:
 
 def _origin(run: Run, plan: Plan) -> str:
     source = run.original.source
-    where = f"revision `{source.revision}`" if source.revision else "a local folder"
-    return (
-        f"Made by Blockwright {__version__} from {model_name(run)} ({where}) for a budget of"
-        f" {plan.budget}."
-    )
+    where = f" (revision `{source.revision}`)" if source.revision else ""
+    return f"Made by Blockwright {__version__} from {model_name(run)}{where}: {plan.budget} asked."
 
 
 def figures_table(result: FitResult) -> str:
