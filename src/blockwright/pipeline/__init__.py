@@ -16,6 +16,8 @@ from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
 from blockwright.pipeline.refining import refine_plans
+from blockwright.pipeline.reporting import REPORT_FILE, make_report, write_report
+from blockwright.pipeline.staging import publish, staged_folder
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
@@ -36,11 +38,13 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     chosen = choose_plan(run, problem) if run.edited is None else adopt_plan(run, problem)
     chosen = refine_plans(run, chosen)
     plan, uniform = heal_plan(run, chosen.plan), chosen.uniform
-    size = write_folder(run, plan, request.out)
-    proof = prove(run, request.out, uniform)
-    return FitResult(
+    staged = staged_folder(request.out)
+    size = write_folder(run, plan, staged)
+    proof = prove(run, staged, uniform)
+    result = FitResult(
         out=request.out,
         plan_path=request.out / PLAN_FILE,
+        report_path=request.out / REPORT_FILE,
         bits_per_weight=plan.bits_per_weight,
         bits_per_weight_uniform=uniform.bits_per_weight if uniform else None,
         size_bytes=size,
@@ -58,3 +62,6 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
         unavailable=dict(posed.unavailable),
         notes=(*run.texts.notes, *proof.notes),
     )
+    write_report(make_report(run, problem, result, plan, uniform, chosen.measured, staged), staged)
+    publish(staged, request.out)
+    return result
