@@ -24,7 +24,7 @@ def test_an_empty_folder_and_what_a_killed_run_left_are_replaced(tmp_path: Path)
     out, left = tmp_path / "out", tmp_path / "out.partial"
     out.mkdir()
     left.mkdir()
-    (left / "half").write_text("written")
+    (left / "config.json").write_text("{")
     with unfinished_folder(out) as folder:
         assert folder == left
         assert not any(folder.iterdir())
@@ -59,8 +59,30 @@ def test_a_rename_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "replace", refuse)
     with (
-        pytest.raises(OutputError, match=r"cannot write .*out: Permission denied; give another"),
+        pytest.raises(OutputError, match=r"cannot write .*out: Permission denied; free space"),
         unfinished_folder(tmp_path / "out"),
     ):
         pass
     assert not any(tmp_path.iterdir())
+
+
+def test_what_stands_under_the_working_name_is_not_removed_unless_ours(tmp_path: Path) -> None:
+    other = tmp_path / "out.partial"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(OutputError, match="not empty"), unfinished_folder(tmp_path / "out"):
+        pass
+    assert (other / "thesis.txt").is_file()
+
+
+def test_a_folder_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def taken() -> None:
+        with unfinished_folder(out):
+            out.mkdir()
+            (out / "file").write_text("theirs", encoding="utf-8")
+
+    with pytest.raises(OutputError, match="not empty"):
+        taken()
+    assert (out / "file").read_text(encoding="utf-8") == "theirs"

@@ -150,9 +150,9 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
     """
     check_free(out)
     partial = partial_path(out)
+    _remove_unfinished(partial)
     try:
         with _one_line_errors(out):
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         yield partial
         with _one_line_errors(out):
@@ -163,6 +163,15 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _remove_unfinished(partial: Path) -> None:
+    """Remove what a killed run left: it wrote ``config.json`` first."""
+    if not (partial / "config.json").is_file():
+        check_free(partial)
+    with _one_line_errors(partial):
+        if partial.exists():
+            shutil.rmtree(partial)
 
 
 @contextmanager
@@ -191,8 +200,8 @@ def write_model(
     ``advance`` is told the bytes of every tensor written.  Raises ``OutputError``.
     """
     with _one_line_errors(folder):
-        _copy_small_files(checkpoint.folder, folder)
         write_json_atomic(folder / "config.json", folder_config(layout, checkpoint.folder))
+        _copy_small_files(checkpoint.folder, folder)
         for name, text in (extra_files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
         with ShardWriter(folder, layout.tensors()) as writer:
