@@ -9,6 +9,7 @@
     │   ├── BudgetError        a budget no plan can meet
     │   ├── TextError          text empty, too short, or in two splits
     │   ├── PlanError          a plan file that is damaged or infeasible
+    │   ├── ProfileError       a machine profile that is damaged or of another machine
     │   ├── OutputError        the output folder, disk space, permissions
     │   └── LibraryError       a damaged or busy library
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
@@ -54,6 +55,10 @@ class TextError(UserError):
 
 class PlanError(UserError):
     """A plan file that is damaged, foreign or infeasible."""
+
+
+class ProfileError(UserError):
+    """A machine profile that is damaged, or of another machine, model or workload."""
 
 
 class OutputError(UserError):
