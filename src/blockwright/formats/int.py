@@ -143,8 +143,7 @@ class IntFormat(GridFormat):
         return packed_bytes(self.bits, out_features, in_features) + scales + zero_points
 
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
-        out_features, in_features = shape
-        group = kernel_group(self.group_size, in_features)
+        group = kernel_group(self.group_size, shape[1])
         if torch.device(device).type != "cpu":
             return self.stored_bytes(shape)
         if self.on_int8_kernel:

@@ -2,6 +2,7 @@
 
 from blockwright.stream.activations import ActivationFile, ActivationWriter
 from blockwright.stream.backward import Loss, block_gradients, head_gradients
+from blockwright.stream.caches import fill_cache
 from blockwright.stream.executor import BATCH_TOKENS, Inputs, Stem, Stream
 from blockwright.stream.sources import (
     DenseWeight,
@@ -29,6 +30,7 @@ __all__ = [
     "WeightSource",
     "block_gradients",
     "head_gradients",
+    "fill_cache",
     "weight_of",
     "with_weights",
 ]
