@@ -11,7 +11,7 @@ from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
 from blockwright.cli.output import print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
-from blockwright.types import FitRequest, Preset
+from blockwright.types import DEFAULT_CONTEXT, FitRequest, Phase, Preset
 
 
 def fit(
@@ -21,6 +21,12 @@ def fit(
     bits: options.Bits = None,
     size: options.Size = None,
     ratio: options.Ratio = None,
+    ram: options.Ram = None,
+    speedup: options.Speedup = None,
+    phase: options.PhaseOption = Phase.DECODE,
+    batch: options.Batch = 1,
+    context: options.Context = DEFAULT_CONTEXT,
+    profile: options.ProfileFile = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -62,20 +68,29 @@ def fit(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fit MODEL to a budget (one of --bits, --size, --ratio) and write it to --out.
+    """Fit MODEL to a budget (--bits, --size or --ratio, with or without --ram and --speedup) and
+    write it to --out.
 
     Killed at any moment, the same command resumes.
     """
+    budget = None
+    if plan is not None:
+        options.refuse_limits_beside_plan(bits, size, ratio, ram, speedup)
+    else:
+        budget = options.read_budget(
+            bits, size, ratio, ram, speedup, phase=phase, batch=batch, context=context
+        )
     request = FitRequest(
         model=model,
         out=out,
-        budget=options.read_fit_budget(bits, size, ratio, plan),
+        budget=budget,
         preset=preset,
         candidates=options.read_candidates(candidates),
         calibration=calibration,
         eval_text=eval_text,
         library=library,
         plan=plan,
+        profile=profile,
         revision=revision,
         seed=seed,
         threads=threads,

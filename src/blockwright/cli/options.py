@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from blockwright.errors import BudgetError
-from blockwright.types import Budget, Candidate, parse_size
+from blockwright.types import DEFAULT_CONTEXT, Budget, Candidate, Phase, parse_size
 
 Model = Annotated[str, typer.Argument(help="A folder of safetensors, or a hub id.")]
 Bits = Annotated[
@@ -21,6 +21,27 @@ Size = Annotated[
 ]
 Ratio = Annotated[
     float | None, typer.Option(help="Budget: size as a fraction of the original's size.")
+]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        help="Limit: memory of the loaded model at --context tokens, weights, KV cache and "
+        'activations, as bytes or "4GB".'
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(help="Limit: times as fast as the original in --phase, timed on this machine."),
+]
+PhaseOption = Annotated[Phase, typer.Option(help="What --speedup is measured on.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows at a time, for --speedup.")]
+Context = Annotated[int, typer.Option(min=1, help="Tokens of context, for --ram and --speedup.")]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        help="Machine profile of `blockwright profile` (default: the library's, measured once).",
+    ),
 ]
 Candidates = Annotated[
     str | None,
@@ -49,21 +70,37 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def read_budget(bits: float | None, size: str | None, ratio: float | None) -> Budget:
-    """Exactly one of the three, checked."""
-    size_bytes = None if size is None else parse_size(size)
-    return Budget(bits=bits, size_bytes=size_bytes, ratio=ratio)
+def read_budget(
+    bits: float | None,
+    size: str | None,
+    ratio: float | None,
+    ram: str | None = None,
+    speedup: float | None = None,
+    *,
+    phase: Phase = Phase.DECODE,
+    batch: int = 1,
+    context: int = DEFAULT_CONTEXT,
+) -> Budget:
+    """The limits that were given, checked."""
+    return Budget(
+        bits=bits,
+        size_bytes=None if size is None else parse_size(size),
+        ratio=ratio,
+        ram_bytes=None if ram is None else parse_size(ram),
+        speedup=speedup,
+        phase=phase,
+        batch=batch,
+        context=context,
+    )
 
 
-def read_fit_budget(
-    bits: float | None, size: str | None, ratio: float | None, plan: Path | None
-) -> Budget | None:
-    """A budget, or None where a plan file decides."""
-    if plan is None:
-        return read_budget(bits, size, ratio)
-    if (bits, size, ratio) != (None, None, None):
-        raise BudgetError("--plan decides the size; leave --bits, --size and --ratio out")
-    return None
+def refuse_limits_beside_plan(*given: float | str | None) -> None:
+    """A plan file carries its own limits."""
+    if any(value is not None for value in given):
+        raise BudgetError(
+            "--plan decides the size and carries its own limits; leave --bits, --size, --ratio,"
+            " --ram and --speedup out"
+        )
 
 
 def read_candidates(text: str | None) -> tuple[str, ...]:

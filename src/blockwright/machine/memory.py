@@ -99,7 +99,8 @@ def _most_alive(hollow: Hollow, tokens: int) -> int:
     hollow.forward(ids, **options)  # the stand-ins draw their answers
     for answer in hollow.stand_ins.values():
         answer.fresh = True
-    with _AliveBytes() as alive:
+    alive = _AliveBytes()
+    with alive:
         hollow.forward(ids, **options)
     return alive.most
 

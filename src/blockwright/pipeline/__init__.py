@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 from blockwright.pipeline.building import build_library
-from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.editing import adopt_plan
 from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.opening import open_run
@@ -17,6 +16,8 @@ from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
 from blockwright.pipeline.refining import refine_plans
 from blockwright.pipeline.sampling import with_sampled_text
+from blockwright.pipeline.timing import choose_in_time, measure_limits, time_edited
+from blockwright.pipeline.weighing import weigh
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
@@ -35,9 +36,13 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     run = with_sampled_text(run)
     built = build_library(run)
     posed = pose_problem(run, built)
-    problem = posed.problem
-    chosen = choose_plan(run, problem) if run.edited is None else adopt_plan(run, problem)
-    chosen = refine_plans(run, chosen)
+    weighed = weigh(run, posed.problem)
+    problem = weighed.problem
+    if run.edited is None:
+        timed = choose_in_time(run, problem)
+    else:
+        timed = time_edited(run, adopt_plan(run, problem))
+    chosen = refine_plans(run, timed.chosen)
     plan, uniform = heal_plan(run, chosen.plan), chosen.uniform
     size = write_folder(run, plan, request.out)
     proof = prove(run, request.out, uniform)
@@ -59,5 +64,6 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
         library_hits=built.hits,
         library_misses=built.misses,
         unavailable=dict(posed.unavailable),
-        notes=(*run.texts.notes, *proof.notes),
+        limits=measure_limits(run, plan, timed.timing),
+        notes=(*run.texts.notes, *weighed.notes, *timed.notes, *proof.notes),
     )

@@ -29,8 +29,8 @@ __all__ = [
     "Substituted",
     "WeightSource",
     "block_gradients",
-    "head_gradients",
     "fill_cache",
+    "head_gradients",
     "weight_of",
     "with_weights",
 ]

@@ -13,7 +13,7 @@ from blockwright.types.format import (
     ValueFormat,
 )
 from blockwright.types.limits import FormatLimits
-from blockwright.types.measurement import Quality, Speed
+from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem, Timing
@@ -51,6 +51,7 @@ __all__ = [
     "Grid",
     "GridFormat",
     "GridSolution",
+    "LimitFigures",
     "LinearMethod",
     "MaskedFormat",
     "MaskedSolution",
