@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks import calibration, decode, memory, price, quality
+from benchmarks import calibration, decode, memory, price, quality, speedup
 from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.memory import character_tokenizer, random_words
 from benchmarks.models import random_llama
 from blockwright.evaluate import Loading, time_in_turn
@@ -64,6 +66,7 @@ def fit(work: Path, model: Path, out: Path, tokens: int) -> dict[str, Any]:
     command += ["--preset", "fast", "--out", str(out), "--library", str(work / "library")]
     command += ["--calibration", str(text), "--calibration-tokens", str(tokens)]
     command += ["--eval-tokens", "2048", "--no-speed", "--json"]
+    command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
