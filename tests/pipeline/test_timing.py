@@ -12,8 +12,9 @@ import pytest
 from blockwright.errors import BudgetError
 from blockwright.evaluate import TimedFolder
 from blockwright.pipeline import timing
+from blockwright.pipeline.choosing import Chosen
 from blockwright.pipeline.opening import Run
-from blockwright.pipeline.timing import Chosen, PlanTiming, choose_in_time, time_edited
+from blockwright.pipeline.timing import ChosenInTime, PlanTiming, choose_in_time, time_edited
 from blockwright.plan import solve
 from blockwright.types import Budget, FitRequest, Plan, Problem, Timing, Workload
 from tests.plan.problems import option, problem_of
@@ -68,17 +69,17 @@ class Choose:
 
     asked: list[float] = field(default_factory=list)
 
-    def __call__(self, run: Run, problem: Problem) -> tuple[Plan, Plan | None]:
+    def __call__(self, run: Run, problem: Problem) -> Chosen:
         budget = run.request.budget
         assert budget is not None
         self.asked.append(budget.speedup or 0.0)
         found = solve(problem, budget)
-        return found, replace(found, name="uniform int8")
+        return Chosen(found, replace(found, name="uniform int8"), (found,))
 
 
 def chosen(
     budget: Budget, timer: Callable[[Run, Plan], PlanTiming | None]
-) -> tuple[Chosen, Choose]:
+) -> tuple[ChosenInTime, Choose]:
     choose = Choose()
     return choose_in_time(run_for(budget), problem(), timer, choose), choose
 
@@ -101,13 +102,13 @@ def test_the_limit_is_tightened_by_what_was_measured() -> None:
     assert choose.asked == [2, pytest.approx(2.4)]
     assert found.timing is not None
     assert found.timing.speedup >= 2 * 0.98
-    assert found.plan.loss > timer.plans[0].loss
+    assert found.chosen.plan.loss > timer.plans[0].loss
 
 
 def test_plans_carry_the_budget_that_was_asked() -> None:
     budget = Budget(bits=12, speedup=2)
     found, _ = chosen(budget, Slower(1.2))
-    for plan in (found.plan, found.uniform):
+    for plan in (found.chosen.plan, found.chosen.uniform, *found.chosen.measured):
         assert plan is not None
         assert plan.budget == str(budget)
         assert plan.limits == {"bits": 12, "speedup": 2}
@@ -162,6 +163,7 @@ def test_where_memory_does_not_allow_timing_it_is_skipped_by_name(
 def test_an_edited_plan_is_timed_only_where_it_carries_a_limit_on_speed() -> None:
     timer = Slower(1.0)
     plan = solve(problem(), Budget(speedup=2))
-    assert time_edited(run_for(None), plan, timer).timing is not None
-    assert time_edited(run_for(None), replace(plan, limits={"bits": 4}), timer).timing is None
+    free = replace(plan, limits={"bits": 4})
+    assert time_edited(run_for(None), Chosen(plan, None, ()), timer).timing is not None
+    assert time_edited(run_for(None), Chosen(free, None, ()), timer).timing is None
     assert len(timer.plans) == 1

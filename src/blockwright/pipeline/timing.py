@@ -117,12 +117,12 @@ def time_edited(run: Run, chosen: Chosen, timer: Timer = time_plan) -> ChosenInT
 
 def as_asked(chosen: Chosen, budget: Budget) -> Chosen:
     """The plans under the budget that the user gave, whatever it was tightened to."""
-    named = {"budget": str(budget), "limits": limits_of(budget)}
-    return Chosen(
-        replace(chosen.plan, **named),
-        replace(chosen.uniform, **named) if chosen.uniform else None,
-        tuple(replace(plan, **named) for plan in chosen.measured),
-    )
+
+    def named(plan: Plan) -> Plan:
+        return replace(plan, budget=str(budget), limits=limits_of(budget))
+
+    uniform = named(chosen.uniform) if chosen.uniform else None
+    return Chosen(named(chosen.plan), uniform, tuple(map(named, chosen.measured)))
 
 
 def with_speedup(run: Run, budget: Budget, speedup: float) -> Run:
