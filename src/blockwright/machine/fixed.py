@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from blockwright.stream import fill_cache
 from blockwright.types import Phase, Workload
 
 STEPS = 11
-"""Forwards; a time is the least of them.  A first one is not counted."""
+"""Forwards that are counted; a first one is not."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Fixed:
 
 @torch.inference_mode()
 def time_fixed(hollow: Hollow, workload: Workload, clock: Clock, stream_bytes: int) -> Fixed:
-    """Before every forward the caches are swept, as the weights between two uses would."""
+    """Every block, and every span between blocks, by its least time.
+
+    Before every forward the caches are swept, as the weights between two uses would.
+    """
     skeleton = hollow.skeleton
     device = next(hollow.model.parameters()).device
     marks: list[int] = []
@@ -45,22 +49,19 @@ def time_fixed(hollow: Hollow, workload: Workload, clock: Clock, stream_bytes: i
         )
     ]
     step, sweep = Step(hollow, workload, device), torch.zeros(stream_bytes, dtype=torch.int8)
-    total, least = 0, [0] * len(blocks)
+    least: list[int] = []
     for turn in range(STEPS + 1):
         sweep.fill_(turn)
         marks.clear()
         began = clock()
         step()
-        spent = clock() - began
-        inside = [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)]
-        if turn:
-            first = turn == 1
-            total = spent if first else min(total, spent)
-            least = [now if first else min(now, b) for now, b in zip(inside, least, strict=True)]
+        looks = [began, *marks, clock()]
+        spans = [after - before for before, after in pairwise(looks)]
+        least = spans if turn < 2 else [min(pair) for pair in zip(spans, least, strict=True)]
     for handle in handles:
         handle.remove()
     names = [f"{skeleton.block_path}.{index}" for index in range(len(blocks))]
-    return Fixed(max(0, total - sum(least)), dict(zip(names, least, strict=True)))
+    return Fixed(sum(least[::2]), dict(zip(names, least[1::2], strict=True)))
 
 
 class Step:

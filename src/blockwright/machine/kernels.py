@@ -26,7 +26,7 @@ Clock = Callable[[], int]
 """Nanoseconds from any start."""
 Call = Callable[[], object]
 
-ROUNDS = 7
+ROUNDS = 15
 """Rounds over all copies; a time is the least over rounds of the median over copies."""
 MARGIN = 0.03
 """A kernel that is not faster than the dense one by this much counts as no faster."""
