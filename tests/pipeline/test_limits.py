@@ -96,12 +96,18 @@ def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
     assert not (tmp_path / "never").exists()
 
 
-def test_a_profile_of_another_workload_is_refused_with_nothing_written(
+def test_what_cannot_be_is_refused_before_anything_is_built(
     asked: FitRequest, tmp_path: Path
 ) -> None:
     write_profile(Path(asked.model), tmp_path / "profile.json")
+    longer = replace(BUDGET, context=17)
+    with pytest.raises(ProfileError, match=r"is of decode .* 16 tokens, the speedup is asked in"):
+        pipeline.fit(replace(asked, budget=longer))
+    with pytest.raises(ProfileError, match="--context 128: llama has 128 positions; give at most"):
+        pipeline.fit(replace(asked, budget=replace(BUDGET, context=128), profile=None))
     data = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))
     (tmp_path / "profile.json").write_text(json.dumps(data | {"outside_ns": 1}), encoding="utf-8")
     with pytest.raises(ProfileError, match="was altered"):
         pipeline.fit(asked)
     assert not asked.out.exists()
+    assert not list((tmp_path / "library").glob("entries/*"))

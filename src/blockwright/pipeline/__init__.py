@@ -17,7 +17,7 @@ from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write
 from blockwright.pipeline.refining import refine_plans
 from blockwright.pipeline.sampling import with_sampled_text
 from blockwright.pipeline.timing import choose_in_time, measure_limits, time_edited
-from blockwright.pipeline.weighing import weigh
+from blockwright.pipeline.weighing import check_limits, weigh
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
@@ -33,6 +33,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     began = time.monotonic()
     run = open_run(request, progress or SilentProgress())
     check_budget(run)
+    check_limits(run)
     run = with_sampled_text(run)
     built = build_library(run)
     posed = pose_problem(run, built)

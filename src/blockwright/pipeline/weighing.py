@@ -8,6 +8,7 @@ from typing import Any
 
 from blockwright.errors import ModelError, ProfileError
 from blockwright.machine import (
+    check_workload,
     count_memory,
     describe_machine,
     measure_profile,
@@ -35,6 +36,19 @@ class Weighed:
 
     problem: Problem
     notes: tuple[str, ...] = ()
+
+
+def check_limits(run: Run) -> None:
+    """Refuse at once what the long part would end in: ``ProfileError`` for a profile or a workload
+    that cannot be used, ``ModelError`` for a model whose memory cannot be counted.
+    """
+    workload, budget = wanted_workload(run), run.request.budget
+    if workload is not None:
+        check_workload(run.skeleton, workload)
+        if run.request.profile is not None:
+            check_profile(Profile.read(run.request.profile), run, workload)
+    if budget is not None and budget.ram_bytes is not None:
+        count_memory(run.skeleton)
 
 
 def weigh(run: Run, problem: Problem) -> Weighed:
