@@ -239,7 +239,7 @@ def test_searching_is_never_worse_than_not(name: str) -> None:
     assert errors[1] <= errors[0] * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("shape", [*SHAPES, (48, 40), (130, 256)])
 def test_declared_resident_bytes_are_those_of_the_loaded_module(
     name: str, shape: tuple[int, int]

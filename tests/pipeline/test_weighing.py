@@ -59,8 +59,7 @@ def fitted(model: Path, out: Path, chosen: Mapping[str, str], kept: list[int]) -
         W_OI = weight_of(site, source.load([site.parameter])[site.parameter])
         solution = method_named("rtn").solve(W_OI, Statistics(tokens=0), format)
         assert isinstance(solution, GridSolution)
-        packed = format.pack(solution.codes_OI, solution.grid, None, W_OI.dtype)
-        return packed.stored_tensors()
+        return format.pack(solution, None, W_OI.dtype).stored_tensors()
 
     specs = {site: format_named(name).spec() for site, name in chosen.items()}
     assemble(Layout(skeleton, specs, kept), source, checkpoint, stored, out)

@@ -102,11 +102,17 @@ def _packable(
         except FormatError as error:
             untimed[format.name] = str(error)
             continue
-        if format.limits.packed_on_cpu and _module(bench, work, format).kernel != "dequantize":
+        if format.limits.packed_on_cpu and _multiplies(_module(bench, work, format)):
             packed.append(format)
         else:
             untimed[format.name] = f"{format.name} has no packed kernel on {bench.device} here"
     return packed, untimed
+
+
+def _multiplies(module: FormatLinear) -> bool:
+    """Whether no part of a module is dequantized on every call."""
+    parts = [part for part in module.modules() if isinstance(part, FormatLinear)]
+    return all(part.kernel != "dequantize" for part in parts)
 
 
 def _portions(
