@@ -54,6 +54,7 @@ def asked(model_folder: ModelFolder, tmp_path: Path) -> FitRequest:
     return request(model, tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
     asked: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
