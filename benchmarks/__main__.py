@@ -1,5 +1,5 @@
-"""``python -m benchmarks [decode] [memory] [quality] [price] [calibration] --out DIR``: JSON, with
-the machine's description.
+"""``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] --out DIR``:
+JSON, with the machine's description.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks import calibration, decode, memory, price, quality
+from benchmarks import calibration, decode, memory, price, quality, speedup
 from blockwright.types import Preset
 
-BENCHMARKS = ("decode", "memory", "quality", "price")
+BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 """What ``make bench`` runs."""
 MORE = ("calibration",)
 """What is run by name only: figures that decided something, not promises."""
@@ -51,6 +51,8 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return decode.run(arguments.out, arguments.blocks, arguments.rounds)
     if which == "memory":
         return memory.run(arguments.out, arguments.blocks, arguments.tokens)
+    if which == "speedup":
+        return speedup.run(arguments.out, arguments.blocks, arguments.rounds, arguments.tokens)
     if which == "quality":
         preset = Preset(arguments.preset)
         return quality.run(arguments.out, arguments.model, arguments.seeds, preset)

@@ -18,25 +18,36 @@ if TYPE_CHECKING:
     from blockwright.api import evaluate_model as evaluate_model
     from blockwright.api import generate_text as generate_text
     from blockwright.api import inspect_model as inspect_model
+    from blockwright.api import profile_model as profile_model
     from blockwright.fitting import fit as fit
     from blockwright.fitting import fit_recipe as fit_recipe
     from blockwright.fitting import price as price
     from blockwright.types import Budget as Budget
     from blockwright.types import FitResult as FitResult
+    from blockwright.types import Phase as Phase
     from blockwright.types import Plan as Plan
+    from blockwright.types import Profile as Profile
+    from blockwright.types import Workload as Workload
 
 __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("fit", "fit_recipe", "price"), "blockwright.fitting"),
-    **dict.fromkeys(("evaluate_model", "inspect_model", "generate_text"), "blockwright.api"),
-    **dict.fromkeys(("Budget", "FitResult", "Plan"), "blockwright.types"),
+    **dict.fromkeys(
+        ("evaluate_model", "inspect_model", "generate_text", "profile_model"), "blockwright.api"
+    ),
+    **dict.fromkeys(
+        ("Budget", "FitResult", "Phase", "Plan", "Profile", "Workload"), "blockwright.types"
+    ),
 }
 
 __all__ = [
     "Budget",
     "FitResult",
+    "Phase",
     "Plan",
+    "Profile",
+    "Workload",
     "__version__",
     "evaluate_model",
     "fit",
@@ -44,6 +55,7 @@ __all__ = [
     "generate_text",
     "inspect_model",
     "price",
+    "profile_model",
 ]
 
 

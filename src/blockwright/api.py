@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from blockwright.anatomy import build_skeleton
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
 from blockwright.evaluate import Loading, ask_fresh_process, measure, run_to_file
+from blockwright.machine import measure_profile
 from blockwright.pipeline.opening import check_device
-from blockwright.pipeline.presets import HELDOUT_TOKENS, LONGEST_SEQUENCE
+from blockwright.pipeline.presets import CANDIDATES, HELDOUT_TOKENS, LONGEST_SEQUENCE
 from blockwright.pipeline.proving import (
     LOAD_BYTES_PER_SECOND,
     SPEED_PREFILL_TOKENS,
     fresh_seconds,
     open_fitted,
 )
+from blockwright.pipeline.weighing import packed_formats
 from blockwright.progress import Progress, SilentProgress, Stage
 from blockwright.stream import Inputs, Stream
 from blockwright.texts import load_tokenizer, read_documents, tokenize
-from blockwright.types import Quality, SiteKind
+from blockwright.types import Candidate, Profile, Quality, SiteKind, Workload
 
 
 def evaluate_model(
@@ -200,6 +203,33 @@ class _Told:
 
     def end(self) -> None:
         """Nothing is held back."""
+
+
+def profile_model(
+    model: str,
+    *,
+    workload: Workload | None = None,
+    candidates: Sequence[str] = (),
+    threads: int | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure the machine profile of a model's shapes; see ``blockwright profile --help``."""
+    set_threads(threads)
+    check_device(device)
+    folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
+    skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
+    offered = candidates or sorted({text for found in CANDIDATES.values() for text in found})
+    return measure_profile(
+        skeleton,
+        packed_formats(map(Candidate.parse, offered)),
+        workload or Workload(),
+        model=model,
+        progress=progress or SilentProgress(),
+        device=device,
+    )
 
 
 def set_threads(threads: int | None) -> None:

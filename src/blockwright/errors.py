@@ -10,6 +10,7 @@
     │   ├── TextError          text empty, too short, or in two splits
     │   ├── PlanError          a plan file that is damaged or infeasible
     │   ├── RecipeError        a recipe that is damaged, or no longer finds what it was made with
+    │   ├── ProfileError       a machine profile that is damaged or of another machine
     │   ├── OutputError        the output folder, disk space, permissions
     │   └── LibraryError       a damaged or busy library
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
@@ -59,6 +60,10 @@ class PlanError(UserError):
 
 class RecipeError(UserError):
     """A recipe that is damaged, or that no longer finds what it was made with."""
+
+
+class ProfileError(UserError):
+    """A machine profile that is damaged, or of another machine, model or workload."""
 
 
 class OutputError(UserError):

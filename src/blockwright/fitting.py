@@ -15,6 +15,7 @@ def fit(
     out: str | Path,
     budget: Budget | float | str | None = None,
     plan: str | Path | None = None,
+    profile: str | Path | None = None,
     preset: Preset | str = Preset.BALANCED,
     candidates: Sequence[str] = (),
     calibration: str | Path | None = None,
@@ -35,9 +36,9 @@ def fit(
     """Fit a model to a budget, or build an edited plan, and write the folder ``out``.
 
     ``model`` is a folder or a hub id.  ``budget`` is a number of bits per weight, a size such as
-    ``"4GB"``, or a ``Budget``; leave it out when ``plan`` names a plan file.  The rest is as in
-    ``blockwright fit --help``.  Raises a ``UserError`` of one clear line for bad input; killed at
-    any moment, the same call resumes.
+    ``"4GB"``, or a ``Budget`` of several limits; leave it out when ``plan`` names a plan file.  The
+    rest is as in ``blockwright fit --help``.  Raises a ``UserError`` of one clear line for bad
+    input; killed at any moment, the same call resumes.
     """
     from blockwright import pipeline
 
@@ -51,6 +52,7 @@ def fit(
         eval_text=_path(eval_text),
         library=_path(library),
         plan=_path(plan),
+        profile=_path(profile),
         revision=revision,
         seed=seed,
         threads=threads,

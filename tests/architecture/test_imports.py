@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"numerics", "tuning"},
     "capture": {"stream", "numerics"},
     "evaluate": {"stream", "numerics"},
+    "machine": {"checkpoint", "anatomy", "formats", "stream"},
     "library": {"numerics"},
     "assemble": {"checkpoint", "anatomy", "formats"},
     "loading": {"checkpoint", "anatomy", "formats"},

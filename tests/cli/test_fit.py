@@ -13,7 +13,7 @@ import pytest
 from blockwright.cli import options
 from blockwright.cli.fit import fit
 from blockwright.errors import ModelError, OutputError
-from blockwright.types import Budget, FitRequest, Preset
+from blockwright.types import Budget, FitRequest, Phase, Preset
 from tests.cli.conftest import CommandLine, RecordingPipeline, make_result
 
 CONTRACT = (
@@ -74,6 +74,23 @@ def test_sizes_are_read_with_units(
     assert pipeline.requests[0].budget == Budget(size_bytes=size)
 
 
+def test_limits_combine_into_one_budget(
+    command_line: CommandLine, pipeline: RecordingPipeline
+) -> None:
+    limits = ("--bits", "3.5", "--ram", "4GB", "--speedup", "1.5", "--context", "2048")
+    where = ("--phase", "prefill", "--batch", "2", "--profile", "p.json")
+    assert command_line("fit", "m", "--out", "o", *limits, *where).code == 0
+    assert pipeline.requests[0].profile == Path("p.json")
+    assert pipeline.requests[0].budget == Budget(
+        bits=3.5,
+        ram_bytes=4_000_000_000,
+        speedup=1.5,
+        phase=Phase.PREFILL,
+        batch=2,
+        context=2048,
+    )
+
+
 def test_a_plan_takes_the_place_of_the_budget(
     command_line: CommandLine, pipeline: RecordingPipeline
 ) -> None:
@@ -125,8 +142,12 @@ def test_a_dry_run_prints_the_price_and_fits_nothing(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ((), "give exactly one of --bits, --size, --ratio"),
-        (("--bits", "4", "--ratio", "0.5"), "give exactly one of --bits, --size, --ratio"),
+        ((), "give one of --bits, --size, --ratio, or --ram, --speedup"),
+        (("--bits", "4", "--ratio", "0.5"), "give one of --bits, --size, --ratio; --ram and"),
+        (("--speedup", "0.9"), "a speedup of 0.9 is no speedup"),
+        (("--ram", "lots"), "size 'lots'"),
+        (("--speedup", "2", "--phase", "sleep"), "'--phase'"),
+        (("--speedup", "2", "--plan", "p"), "carries its own limits"),
         (("--bits", "-1"), "not positive"),
         (("--size", "4 parsecs"), "4 parsecs"),
         (("--bits", "4", "--plan", "p"), "--plan decides the size"),

@@ -237,3 +237,17 @@ def test_searching_is_never_worse_than_not(name: str) -> None:
         D = grid.decode(grid.encode(W, slice(None)), slice(None)) - W
         errors.append(float(D.double().square().sum()))
     assert errors[1] <= errors[0] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("shape", [*SHAPES, (48, 40), (130, 256)])
+def test_declared_resident_bytes_are_those_of_the_loaded_module(
+    name: str, shape: tuple[int, int]
+) -> None:
+    format = registry.format_named(name)
+    try:
+        format.check_shape(shape, "test")
+    except FormatError:
+        pytest.skip("not for this shape")
+    packed = filled(name, shape, bias=False)
+    assert packed.prepare().resident_bytes == format.resident_bytes(shape)

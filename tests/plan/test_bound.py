@@ -25,7 +25,7 @@ def test_no_plan_beats_the_bound_or_a_columns_slack(problem: Problem, price: flo
     relaxed = relax(program, np.array([price]))
     priced = [
         (
-            sum(o.loss + price * limit.cost(o) for o in chosen) - price * limit.bound,
+            sum(o.loss + price * (limit.cost(o) or 0) for o in chosen) - price * limit.bound,
             {(o.site, o.candidate) for o in chosen},
         )
         for chosen in all_choices(problem)
@@ -46,5 +46,5 @@ def test_no_plan_beats_the_bound_or_a_columns_slack(problem: Problem, price: flo
 @given(problems())
 def test_the_smallest_cost_is_that_of_the_smallest_plan(problem: Problem) -> None:
     limit = limit_of(problem, BUDGET)
-    sizes = [sum(limit.cost(o) for o in chosen) for chosen in all_choices(problem)]
+    sizes = [sum(limit.cost(o) or 0 for o in chosen) for chosen in all_choices(problem)]
     assert smallest_cost(build_program(problem, [limit]), 0) == min(sizes)

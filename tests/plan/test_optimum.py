@@ -130,7 +130,7 @@ def test_two_limits_at_once_are_both_kept(problem: Problem, size: int, linear: i
     losses = [
         sum(item.loss for item in chosen)
         for chosen in all_choices(problem)
-        if all(sum(limit.cost(item) for item in chosen) <= limit.bound for limit in limits)
+        if all(sum(limit.cost(item) or 0 for item in chosen) <= limit.bound for limit in limits)
     ]
     assert (taken is None) == (not losses)
     if taken is not None:

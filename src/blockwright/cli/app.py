@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from blockwright import __version__
-from blockwright.cli import demo, evaluate, fit, generate, inspect, library, methods, plan
+from blockwright.cli import demo, evaluate, fit, generate, inspect, library, methods, plan, profile
 from blockwright.errors import UserError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.command("fit")(fit.fit)
 app.command("plan")(plan.plan)
+app.command("profile")(profile.profile)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("generate")(generate.generate)

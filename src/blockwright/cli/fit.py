@@ -12,17 +12,23 @@ from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
 from blockwright.cli.output import loading_told, print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
-from blockwright.types import FitRequest, Preset, Recipe
+from blockwright.types import DEFAULT_CONTEXT, FitRequest, Phase, Preset, Recipe
 
 
 def fit(
-    context: typer.Context,
+    invocation: typer.Context,
     model: options.ModelOrRecipe = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     bits: options.Bits = None,
     size: options.Size = None,
     ratio: options.Ratio = None,
+    ram: options.Ram = None,
+    speedup: options.Speedup = None,
+    phase: options.PhaseOption = Phase.DECODE,
+    batch: options.Batch = 1,
+    context: options.Context = DEFAULT_CONTEXT,
+    profile: options.ProfileFile = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -73,21 +79,33 @@ def fit(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fit MODEL to a budget (one of --bits, --size, --ratio) and write it to --out.
+    """Fit MODEL to a budget (--bits, --size or --ratio, with or without --ram and --speedup) and
+    write it to --out.
 
     Killed at any moment, the same command resumes.  With --recipe, what is given beside it takes
     the place of what the recipe says.
     """
+    budget = None
+    limits = (bits, size, ratio, ram, speedup)
+    if plan is not None:
+        options.refuse_limits_beside_plan(*limits)
+    elif recipe is None or limits != (None,) * 5:
+        budget = options.read_budget(
+            bits, size, ratio, ram, speedup, phase=phase, batch=batch, context=context
+        )
+    else:
+        options.refuse_workload_without_limit(invocation)
     request = FitRequest(
         model=options.read_model(model, recipe),
         out=out,
-        budget=options.read_fit_budget(bits, size, ratio, plan, recipe),
+        budget=budget,
         preset=preset,
         candidates=options.read_candidates(candidates),
         calibration=calibration,
         eval_text=eval_text,
         library=library,
         plan=plan,
+        profile=profile,
         revision=revision,
         seed=seed,
         threads=threads,
@@ -101,7 +119,7 @@ def fit(
         recipe=recipe,
     )
     if recipe is not None:
-        request = from_recipe(recipe, request, options.given_fields(context))
+        request = from_recipe(recipe, request, options.given_fields(invocation))
     run_fit(request, dry_run=dry_run, as_json=as_json)
 
 

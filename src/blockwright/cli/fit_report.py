@@ -15,7 +15,7 @@ from blockwright.cli.output import (
     print_table,
 )
 from blockwright.progress import format_seconds
-from blockwright.types import FitResult, Price, Quality, Speed
+from blockwright.types import FitResult, LimitFigures, Price, Quality, Speed
 
 Row = tuple[str, str, str, str]
 
@@ -29,6 +29,8 @@ def print_fit(result: FitResult) -> None:
         f" {format_bytes(result.peak_rss_bytes)}, variants built {result.library_misses},"
         f" reused {result.library_hits}"
     )
+    if result.limits is not None and (line := limits_line(result.limits)):
+        print_line(line)
     for note in result.notes:
         print_line(f"note: {note}")
     for variant, reason in result.unavailable.items():
@@ -44,6 +46,20 @@ def fit_table(result: FitResult) -> Table:
     rows = [_size_row(result), _bits_row(result), *_quality_rows(result), *_speed_rows(result)]
     measured = [row for row in rows if any(cell != "-" for cell in row[1:])]
     return make_table(("", "original", "fitted", uniform), measured)
+
+
+def limits_line(figures: LimitFigures) -> str:
+    """Predicted and measured memory and speed; empty when neither is known."""
+    parts = []
+    if figures.ram_bytes_predicted is not None:
+        measured = figures.ram_bytes_measured
+        found = "" if measured is None else f" (measured {format_bytes(measured)})"
+        parts.append(f"memory {format_bytes(figures.ram_bytes_predicted)} predicted{found}")
+    if figures.speedup_predicted is not None:
+        speedup = figures.speedup_measured
+        found = "" if speedup is None else f" (measured {speedup:.2f})"
+        parts.append(f"speedup {figures.speedup_predicted:.2f} predicted{found}")
+    return f"{figures.workload}: {', '.join(parts)}" if parts else ""
 
 
 def print_price(price: Price, *, as_json: bool) -> None:

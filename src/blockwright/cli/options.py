@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from blockwright.errors import BudgetError
-from blockwright.types import Budget, Candidate, parse_size
+from blockwright.types import DEFAULT_CONTEXT, Budget, Candidate, Phase, parse_size
 
 Model = Annotated[str, typer.Argument(help="A folder of safetensors, or a hub id.")]
 ModelOrRecipe = Annotated[
@@ -28,6 +28,27 @@ Size = Annotated[
 ]
 Ratio = Annotated[
     float | None, typer.Option(help="Budget: size as a fraction of the original's size.")
+]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        help="Limit: memory of the loaded model at --context tokens, weights, KV cache and "
+        'activations, as bytes or "4GB".'
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(help="Limit: times as fast as the original in --phase, timed on this machine."),
+]
+PhaseOption = Annotated[Phase, typer.Option(help="What --speedup is measured on.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows at a time, for --speedup.")]
+Context = Annotated[int, typer.Option(min=1, help="Tokens of context, for --ram and --speedup.")]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        help="Machine profile of `blockwright profile` (default: the library's, measured once).",
+    ),
 ]
 Candidates = Annotated[
     str | None,
@@ -56,17 +77,36 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 REQUEST_FIELDS = {
-    **dict.fromkeys(("bits", "size", "ratio"), "budget"),
+    **dict.fromkeys(("bits", "size", "ratio", "ram", "speedup"), "budget"),
+    **dict.fromkeys(("phase", "batch", "context"), "budget"),
     "no_speed": "speed",
 }
 """Parameters of ``fit`` that are named otherwise in ``FitRequest``."""
 BESIDE_THE_REQUEST = {"dry_run", "as_json"}
 
 
-def read_budget(bits: float | None, size: str | None, ratio: float | None) -> Budget:
-    """Exactly one of the three, checked."""
-    size_bytes = None if size is None else parse_size(size)
-    return Budget(bits=bits, size_bytes=size_bytes, ratio=ratio)
+def read_budget(
+    bits: float | None,
+    size: str | None,
+    ratio: float | None,
+    ram: str | None = None,
+    speedup: float | None = None,
+    *,
+    phase: Phase = Phase.DECODE,
+    batch: int = 1,
+    context: int = DEFAULT_CONTEXT,
+) -> Budget:
+    """The limits that were given, checked."""
+    return Budget(
+        bits=bits,
+        size_bytes=None if size is None else parse_size(size),
+        ratio=ratio,
+        ram_bytes=None if ram is None else parse_size(ram),
+        speedup=speedup,
+        phase=phase,
+        batch=batch,
+        context=context,
+    )
 
 
 def read_model(model: str | None, recipe: Path | None) -> str:
@@ -76,33 +116,35 @@ def read_model(model: str | None, recipe: Path | None) -> str:
     return model or ""
 
 
-def given_fields(context: typer.Context) -> set[str]:
+def given_fields(invocation: typer.Context) -> set[str]:
     """Fields of ``FitRequest`` that were written on the command line."""
-    names = {name for name in context.params if written(context, name)}
+    names = {name for name in invocation.params if written(invocation, name)}
     return {REQUEST_FIELDS.get(name, name) for name in names - BESIDE_THE_REQUEST}
 
 
-def written(context: typer.Context, name: str) -> bool:
+def written(invocation: typer.Context, name: str) -> bool:
     """Whether a parameter was given, and is not its default."""
-    source = context.get_parameter_source(name)
+    source = invocation.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def read_fit_budget(
-    bits: float | None,
-    size: str | None,
-    ratio: float | None,
-    plan: Path | None,
-    recipe: Path | None = None,
-) -> Budget | None:
-    """A budget, or None where a plan file or a recipe decides."""
-    if recipe is not None and (bits, size, ratio) == (None, None, None):
-        return None
-    if plan is None:
-        return read_budget(bits, size, ratio)
-    if (bits, size, ratio) != (None, None, None):
-        raise BudgetError("--plan decides the size; leave --bits, --size and --ratio out")
-    return None
+def refuse_workload_without_limit(invocation: typer.Context) -> None:
+    """A recipe's limits come with their own phase, batch and context."""
+    given = [name for name in ("phase", "batch", "context") if written(invocation, name)]
+    if given:
+        raise BudgetError(
+            f"--{given[0]} belongs to a limit given beside it; the recipe's has its own: repeat"
+            " --ram or --speedup, or leave it out"
+        )
+
+
+def refuse_limits_beside_plan(*given: float | str | None) -> None:
+    """A plan file carries its own limits."""
+    if any(value is not None for value in given):
+        raise BudgetError(
+            "--plan decides the size and carries its own limits; leave --bits, --size, --ratio,"
+            " --ram and --speedup out"
+        )
 
 
 def read_candidates(text: str | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from blockwright.evaluate.fresh import Answers, Loading, ask_fresh_process
 from blockwright.evaluate.quality import FinalHidden, measure, run_to_file
 from blockwright.evaluate.sampled import BATCH_DOCUMENTS, Sampling, sample_documents
+from blockwright.evaluate.timing import TimedFolder, time_folder, time_in_turn
 
 __all__ = [
     "BATCH_DOCUMENTS",
@@ -10,8 +11,11 @@ __all__ = [
     "FinalHidden",
     "Loading",
     "Sampling",
+    "TimedFolder",
     "ask_fresh_process",
     "measure",
     "run_to_file",
     "sample_documents",
+    "time_folder",
+    "time_in_turn",
 ]

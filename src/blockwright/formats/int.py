@@ -36,8 +36,13 @@ from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._linear import FormatLinear, frozen_product
 from blockwright.formats._spec import check_version
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.int4_cpu import Int4Matrix, kernel_group, tile_layout
-from blockwright.numerics.int8_cpu import Int8Matrix
+from blockwright.numerics.int4_cpu import (
+    Int4Matrix,
+    int4_matrix_bytes,
+    kernel_group,
+    tile_layout,
+)
+from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
 from blockwright.types import FormatLimits, GridFormat, GridSolution, SiteKind, Solution
@@ -136,6 +141,16 @@ class IntFormat(GridFormat):
         zero_points = 0 if self.symmetric else packed_bytes(self.bits, groups, out_features)
         scales = out_features * groups * SCALE_DTYPE.itemsize
         return packed_bytes(self.bits, out_features, in_features) + scales + zero_points
+
+    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
+        group = kernel_group(self.group_size, shape[1])
+        if torch.device(device).type != "cpu":
+            return self.stored_bytes(shape)
+        if self.on_int8_kernel:
+            return int8_matrix_bytes(shape)
+        if tile_layout() is None or group is None:
+            return self.stored_bytes(shape)
+        return int4_matrix_bytes(shape, bits=self.bits, group=group)
 
     def groups(self, in_features: int) -> int:
         """Groups per row, G."""

@@ -90,6 +90,10 @@ class RankFormat(FactoredFormat):
             resident_bits=self.values.limits.resident_bits * (self.percent or 100) / 100,
         )
 
+    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
+        parts = self.part_shapes(shape).values()
+        return sum(self.values.resident_bytes(part, device) for part in parts)
+
     def rank(self, shape: tuple[int, int]) -> int:
         """The largest within ``percent`` that fills whole groups of the values; at least 0."""
         if self.fixed_rank:

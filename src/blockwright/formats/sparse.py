@@ -106,6 +106,15 @@ class SparseFormat(MaskedFormat):
             resident_bits=16.0 + self._position_bits + self._resident_value_bits,
         )
 
+    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
+        """On CPU: the dequantized bfloat16 weight, positions, and values that it does not hold."""
+        if torch.device(device).type != "cpu":
+            return self.stored_bytes(shape)
+        dense = shape[0] * shape[1] * torch.bfloat16.itemsize
+        if isinstance(self.values, BfFormat):
+            return dense + self.position_bytes(shape)
+        return dense + self.stored_bytes(shape)
+
     @property
     def pattern_size(self) -> int:
         return self.m

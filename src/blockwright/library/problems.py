@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
+from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from blockwright.errors import LibraryError
-from blockwright.types import Option, Problem
+from blockwright.types import Memory, Option, Problem, Timing
 
 PROBLEM_VERSION = 1
 
@@ -15,6 +15,9 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
     data = {item.name: getattr(problem, item.name) for item in fields(Problem)}
     names = [item.name for item in fields(Option)]
     rows = [astuple(option) for option in problem.options]
+    for name in ("memory", "timing"):
+        value = data[name]
+        data[name] = None if value is None else asdict(value)
     return {**data, "version": PROBLEM_VERSION, "option_fields": names, "options": rows}
 
 
@@ -30,10 +33,17 @@ def problem_from_json(data: dict[str, Any], where: str) -> Problem:
         names = data["option_fields"]
         options = tuple(_option(dict(zip(names, row, strict=True))) for row in data["options"])
         known = {item.name: data[item.name] for item in fields(Problem) if item.name in data}
+        if known.get("memory") is not None:
+            known["memory"] = Memory.from_json(known["memory"])
+        if known.get("timing") is not None:
+            known["timing"] = Timing.from_json(known["timing"])
         return Problem(**{**known, "options": options})
     except (KeyError, TypeError, ValueError) as error:
         raise LibraryError(f"{where} is of another version ({error}); run `fit` again") from None
 
 
 def _option(values: dict[str, Any]) -> Option:
-    return Option(**{**values, "contains": tuple(values["contains"])})
+    listed: dict[str, Any] = {
+        name: tuple(values[name]) for name in ("contains", "work") if name in values
+    }
+    return Option(**{**values, **listed})

@@ -39,7 +39,7 @@ from blockwright.library.documents import (
 )
 from blockwright.library.locks import Shared, only_builder
 from blockwright.library.problems import problem_from_json, problem_to_json
-from blockwright.types import Problem, VariantRecord
+from blockwright.types import Problem, Profile, VariantRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -297,6 +297,13 @@ class Library:
         data = save(dict(tensors))
         write_whole(self._arrays_path(key), data)
         self.store_result(key, {"arrays": digest(data)})
+
+    def profiles(self) -> list[Profile]:
+        """Machine profiles that were measured for this library, newest first."""
+        paths = list((self.folder / "results").glob("profile-*.json"))
+        paths.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+        found = [(path, self._document(path)) for path in paths]
+        return [Profile.from_json(data, str(path)) for path, data in found if data is not None]
 
     def work_folder(self, name: str) -> Path:
         """A folder for the working files of one stage of one run."""

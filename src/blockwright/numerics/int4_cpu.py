@@ -50,6 +50,15 @@ def kernel_group(group_size: int, in_features: int) -> int | None:
     return fits[0] if fits else None
 
 
+def int4_matrix_bytes(shape: tuple[int, int], *, bits: int, group: int) -> int:
+    """``nbytes`` of an ``Int4Matrix`` of [O, I], without making it."""
+    out_features, in_features = shape
+    padded_rows = out_features + -out_features % _known_layout().rows
+    plane_bytes = padded_rows * (in_features // 2)
+    scale_zero_bytes = padded_rows * (in_features // group) * 2 * torch.bfloat16.itemsize
+    return (2 if _low_bits(bits) else 1) * (plane_bytes + scale_zero_bytes)
+
+
 @dataclass(frozen=True)
 class Int4Matrix:
     """A weight [O, I] in this machine's layout."""

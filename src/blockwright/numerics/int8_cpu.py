@@ -21,6 +21,11 @@ CHUNK_WEIGHTS = 1 << 21
 """Weights widened at a time where tokens are many: 4 MiB of bf16."""
 
 
+def int8_matrix_bytes(shape: tuple[int, int]) -> int:
+    """``nbytes`` of an ``Int8Matrix`` of [O, I], without making it."""
+    return shape[0] * shape[1] + torch.bfloat16.itemsize * shape[0]
+
+
 @dataclass(frozen=True)
 class Int8Matrix:
     """A weight [O, I] with symmetric rows."""

@@ -148,9 +148,9 @@ class Run:
 
     @property
     def counts_tables(self) -> bool:
-        """Tables are on offer when the budget is one of file bytes."""
+        """Tables are on offer when they count against the budget."""
         budget = self.request.budget
-        return budget is None or budget.bits is None
+        return budget is None or budget.counts_files
 
 
 def open_original(
@@ -173,7 +173,9 @@ def open_original(
 def open_run(request: FitRequest, progress: Progress) -> Run:
     """Check the request and open all it names; beside an empty library nothing is written."""
     if request.budget is None and request.plan is None:
-        raise BudgetError("no budget: give one of --bits, --size, --ratio, or --plan")
+        raise BudgetError(
+            "no budget: give --bits, --size or --ratio, and --ram or --speedup; or --plan"
+        )
     check_free(request.out)
     check_device(request.device)
     candidates = tuple(map(Candidate.parse, request.candidates)) or candidates_of(request.preset)

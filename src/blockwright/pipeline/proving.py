@@ -44,6 +44,8 @@ class Proof:
     uniform: Quality | None
     original_speed: Speed | None
     fitted_speed: Speed | None
+    size_bytes: int
+    """Of the folder's safetensors files."""
     notes: tuple[str, ...]
 
 
@@ -113,7 +115,8 @@ def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
     speed = check_reload(run, out, fitted)
     scratch.unlink()
     original_speed, notes = _original_speed(run) if request.speed else (None, ())
-    return Proof(original_quality, quality, uniform_quality, original_speed, speed, notes)
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    return Proof(original_quality, quality, uniform_quality, original_speed, speed, size, notes)
 
 
 def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cpu") -> Stream:

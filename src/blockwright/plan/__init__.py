@@ -1,9 +1,10 @@
 """Plans: the best mix of candidates under a budget.  Imports no torch."""
 
-from blockwright.plan.checking import check_plan, resolve_edited, unbuilt
+from blockwright.plan.checking import check_plan, resolve_edited, unbuilt, workload_of
 from blockwright.plan.correcting import corrected, correction_factors
-from blockwright.plan.limits import budget_bytes, original_bits
-from blockwright.plan.solving import check_possible, frontier, solve
+from blockwright.plan.limits import budget_bytes, limits_of, original_bits
+from blockwright.plan.profiled import with_profile
+from blockwright.plan.solving import check_possible, frontier, most_speedup, solve
 from blockwright.plan.totals import plan_of
 from blockwright.plan.uniform import best_uniform, uniform_plans
 
@@ -15,10 +16,14 @@ __all__ = [
     "corrected",
     "correction_factors",
     "frontier",
+    "limits_of",
+    "most_speedup",
     "original_bits",
     "plan_of",
     "resolve_edited",
     "solve",
     "unbuilt",
     "uniform_plans",
+    "with_profile",
+    "workload_of",
 ]

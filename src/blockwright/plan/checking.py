@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from blockwright.errors import PlanError
 from blockwright.plan.limits import excess
 from blockwright.plan.totals import plan_of
-from blockwright.types import Option, Plan, Problem
+from blockwright.types import Option, Plan, Problem, Workload
 
 Offered = Mapping[str, Mapping[str, Option]]
 """Site -> candidate -> option."""
@@ -86,12 +86,31 @@ def resolve_edited(plan: Plan, problem: Problem) -> Plan:
             f"the plan asks for {candidate} at {site}{hint}; available there: {offered}"
         )
     chosen = [options[site][choice.candidate] for site, choice in plan.choices.items()]
-    found = plan_of(problem, chosen, budget=plan.budget, name=plan.name, limits=plan.limits)
+    found = plan_of(
+        problem,
+        chosen,
+        budget=plan.budget,
+        name=plan.name,
+        limits=plan.limits,
+        workload=workload_of(plan),
+    )
     if over := excess(problem, found, plan.limits):
         raise PlanError(
             f"the plan takes {over}; choose smaller candidates, or raise or remove its 'limits'"
         )
     return found
+
+
+def workload_of(plan: Plan) -> Workload:
+    """What a plan's memory and latency are counted at; ``PlanError`` where that is malformed."""
+    if plan.workload is None:
+        return Workload()
+    try:
+        return Workload.from_json(plan.workload)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(
+            f"the plan's 'workload' is malformed ({error}); give phase, batch and context"
+        ) from None
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

@@ -81,9 +81,13 @@ def site_order(site: str) -> tuple[str | int, ...]:
 
 
 def build_program(problem: Problem, limits: Sequence[Limit]) -> Program:
-    """Raises ``PlanError`` when ties or containment contradict each other."""
-    unit_of = units_by_site(problem.options)
-    columns = columns_of(problem.options, unit_of, limits)
+    """Options whose cost under a limit is not known are left out.
+
+    Raises ``PlanError`` when ties or containment contradict each other.
+    """
+    options = [o for o in problem.options if all(limit.cost(o) is not None for limit in limits)]
+    unit_of = units_by_site(options)
+    columns = columns_of(options, unit_of, limits)
     contained = contained_units(columns, unit_of)
     units = tuple(sorted({column.unit for column in columns}, key=site_order))
     index = {unit: position for position, unit in enumerate(units)}
@@ -131,7 +135,7 @@ def columns_of(
     for (unit, _), found in by_choice.items():
         if set(found) == sites[unit]:
             together = tuple(found[site] for site in sorted(found, key=site_order))
-            costs = tuple(sum(limit.cost(option) for option in together) for limit in limits)
+            costs = tuple(sum(limit.cost(o) or 0 for o in together) for limit in limits)
             by_unit[unit].append(Column(unit, together, costs))
     for unit, columns in by_unit.items():
         if not columns:

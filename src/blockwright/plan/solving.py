@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from blockwright.errors import BudgetError
 from blockwright.plan.bound import smallest_cost
-from blockwright.plan.limits import (
-    as_asked,
-    budget_bytes,
-    excess,
-    limit_of,
-    limits_of,
-    original_bits,
-)
+from blockwright.plan.limits import Limit, excess, limit_of, limits_of, limits_on
+from blockwright.plan.profiled import timing_for
 from blockwright.plan.program import Program, build_program
 from blockwright.plan.search import best_columns
 from blockwright.plan.totals import plan_of
@@ -22,25 +18,39 @@ from blockwright.types import Budget, Plan, Problem
 
 
 def solve(problem: Problem, budget: Budget) -> Plan:
-    """The plan of least predicted loss under the budget; the same problem gives the same plan,
-    whatever the order of its options.
+    """The plan of least predicted loss under all limits of the budget; the same problem gives the
+    same plan, whatever the order of its options.
 
     Of candidates with equal loss and cost at a site, ``keep`` comes first, then fewer file bytes,
-    then the name.  Raises ``BudgetError`` when the smallest plan is too large, or the original fits
-    as it is.
+    then the name.  Raises ``BudgetError`` when a limit is out of reach, alone or together with the
+    others, or the original keeps them as it is.
     """
-    program = build_program(problem, [limit_of(problem, budget)])
-    check_reachable(problem, budget, program)
+    limits = limits_on(problem, budget)
+    program = build_program(problem, limits)
+    check_reachable(budget, limits, program)
     taken = best_columns(program)
     if taken is None:
-        raise BudgetError(f"budget {budget}: no plan keeps it; ask for more")
+        raise BudgetError(f"budget {budget}: {reachable_together(limits, program)}")
     options = [option for place in taken for option in program.columns[place].options]
-    return plan_of(problem, options, budget=str(budget), limits=limits_of(budget))
+    return plan_of(
+        problem,
+        options,
+        budget=str(budget),
+        limits=limits_of(budget),
+        workload=budget.workload,
+    )
 
 
 def check_possible(problem: Problem, budget: Budget) -> None:
-    """Raise ``BudgetError`` where ``solve`` would for the budget alone."""
-    check_reachable(problem, budget, build_program(problem, [limit_of(problem, budget)]))
+    """Raise ``BudgetError`` where ``solve`` would for the limit on the size alone: file bytes are
+    known before anything is built.
+    """
+    if (budget.bits, budget.size_bytes, budget.ratio) == (None, None, None):
+        return
+    limit = limit_of(problem, budget)
+    if (budget.ram_bytes, budget.speedup) != (None, None):
+        limit = replace(limit, original_has="")
+    check_reachable(budget, [limit], build_program(problem, [limit]))
 
 
 def frontier(problem: Problem, budgets: Sequence[Budget]) -> list[Plan]:
@@ -64,22 +74,49 @@ def _best_allowed(problem: Problem, plan: Plan, others: Sequence[Plan]) -> Plan:
     return replace(best, budget=plan.budget, limits=plan.limits)
 
 
-def check_reachable(problem: Problem, budget: Budget, program: Program) -> None:
-    """Raise ``BudgetError`` for a budget that nothing, or the original itself, meets."""
-    limit = budget_bytes(problem, budget)
-    smallest = smallest_cost(program, 0)
-    if smallest > limit:
-        raise BudgetError(
-            f"budget {budget}: the smallest plan has {as_asked(problem, budget, smallest)};"
-            " ask for that or more, or offer smaller --candidates"
-        )
-    if budget.bits is not None:
-        above = budget.bits >= original_bits(problem)
-        had = f"{original_bits(problem):g} bits per weight"
-    else:
-        above = limit + problem.fixed_bytes >= problem.original_bytes
-        had = f"{problem.original_bytes} bytes"
-    if above:
+def check_reachable(budget: Budget, limits: Sequence[Limit], program: Program) -> None:
+    """Raise ``BudgetError`` for a limit that nothing meets, or limits that the original meets."""
+    for place, limit in enumerate(limits):
+        smallest = smallest_cost(program, place)
+        if smallest > limit.bound:
+            raise BudgetError(f"budget {budget}: {limit.say_reachable(smallest)}")
+    if all(limit.original_has for limit in limits):
+        had = " and ".join(limit.original_has for limit in limits)
         raise BudgetError(
             f"budget {budget}: the original has {had} and fits as it is; ask for less"
         )
+
+
+def reachable_together(limits: Sequence[Limit], program: Program) -> str:
+    """What to ask for where every limit can be kept, but not all at once."""
+    for place in reversed(range(len(limits))):
+        least = least_beside_others(program, place)
+        if least is not None and len(limits) > 1:
+            return (
+                "no plan keeps all at once; with the others kept,"
+                f" {limits[place].say_reachable(least)}"
+            )
+    return "no plan keeps it; ask for more"
+
+
+def least_beside_others(program: Program, place: int) -> int | None:
+    """The least that a plan takes of one limit while it keeps the others; None: none keeps them."""
+    others = replace(
+        program,
+        loss=program.cost[place].astype(float),
+        cost=np.delete(program.cost, place, axis=0),
+        bound=np.delete(program.bound, place),
+    )
+    taken = best_columns(others)
+    return None if taken is None else int(program.cost[place, taken].sum())
+
+
+def most_speedup(problem: Problem, budget: Budget) -> float | None:
+    """The largest speedup that a plan is predicted to have while it keeps the other limits; None
+    when no plan keeps them.
+    """
+    limits = limits_on(problem, budget)
+    place = next(place for place, limit in enumerate(limits) if limit.name == "latency")
+    least = least_beside_others(build_program(problem, limits), place)
+    timing = timing_for(problem, budget.workload)
+    return None if least is None else timing.original_ns / max(least + timing.fixed_ns, 1)

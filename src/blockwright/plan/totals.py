@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from blockwright.plan.limits import file_bytes
+from blockwright.plan.limits import file_bytes, ram_of
 from blockwright.plan.program import site_order
-from blockwright.types import Choice, Option, Plan, Problem
+from blockwright.types import Choice, Option, Plan, Problem, Workload
 
 
 def plan_of(
@@ -16,9 +16,16 @@ def plan_of(
     budget: str,
     name: str = "plan",
     limits: Mapping[str, float] | None = None,
+    workload: Workload | None = None,
 ) -> Plan:
-    """The plan of chosen options, with its totals recounted."""
+    """The plan of chosen options, with its totals recounted.
+
+    Memory is counted at the context of ``workload``, latency where a profile of it is known.
+    """
+    counted_at = workload or Workload()
     options = sorted(chosen, key=lambda option: site_order(option.site))
+    latency_ns = latency_of(problem, options, counted_at)
+    timing = problem.timing if latency_ns is not None else None
     linear_bytes = sum(option.stored_bytes for option in options if option.weights)
     return Plan(
         fingerprint=problem.fingerprint,
@@ -38,4 +45,28 @@ def plan_of(
         },
         name=name,
         limits=dict(limits or {}),
+        ram_bytes=memory_of(problem, options, counted_at.context),
+        latency_ns=latency_ns,
+        speedup=timing.original_ns / max(latency_ns, 1) if timing and latency_ns else None,
+        workload=counted_at.to_json(),
+        profile=timing.profile if timing else "",
     )
+
+
+def memory_of(problem: Problem, options: Iterable[Option], context: int) -> int | None:
+    """Memory of the loaded model; None when a part of it is not known."""
+    if problem.memory is None:
+        return None
+    parts = [ram_of(option, problem.memory, context) for option in options]
+    known = [part for part in parts if part is not None]
+    whole = len(known) == len(parts)
+    return problem.memory.beside_sites(context) + sum(known) if whole else None
+
+
+def latency_of(problem: Problem, options: Iterable[Option], workload: Workload) -> int | None:
+    """Time of one forward; None when a part of it was not timed, or for another workload."""
+    if problem.timing is None or problem.timing.workload != workload:
+        return None
+    parts = [option.latency_ns for option in options]
+    known = [part for part in parts if part is not None]
+    return problem.timing.fixed_ns + sum(known) if len(known) == len(parts) else None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from blockwright.plan.limits import budget_bytes, cost_of, limits_of
+from blockwright.plan.limits import Limit, limits_of, limits_on
 from blockwright.plan.totals import plan_of
 from blockwright.types import Budget, Option, Plan, Problem
 
@@ -13,22 +13,29 @@ Offered = Mapping[str, Mapping[str, Option]]
 
 
 def uniform_plans(problem: Problem, budget: Budget) -> list[Plan]:
-    """Plans with one candidate at all linears, those that fit, least predicted loss first.
+    """Plans with one candidate at all linears, those that keep all limits, least predicted loss
+    first.
 
     A linear that nothing but ``keep`` is offered for keeps its weights.  Tables keep theirs under a
-    budget in bits; under one in bytes each candidate of the tables, the same for all, is tried too.
+    budget in bits alone; else each candidate of the tables, the same for all, is tried too.
     """
     linears, tables, rest = _by_role(problem)
-    kept = ["keep"] if budget.bits is not None else ["keep", *_candidates(tables)]
-    limit = budget_bytes(problem, budget)
+    kept = ["keep", *_candidates(tables)] if budget.counts_files else ["keep"]
+    limits = limits_on(problem, budget)
     plans = []
     for candidate in _candidates(linears):
         for table in kept:
             chosen = [*_everywhere(linears, candidate), *_everywhere(tables, table), *rest]
-            if sum(cost_of(option, budget) for option in chosen) <= limit:
+            if keeps(chosen, limits):
                 name = f"uniform {candidate}" + ("" if table == "keep" else f", tables {table}")
-                limits = limits_of(budget)
-                found = plan_of(problem, chosen, budget=str(budget), name=name, limits=limits)
+                found = plan_of(
+                    problem,
+                    chosen,
+                    budget=str(budget),
+                    name=name,
+                    limits=limits_of(budget),
+                    workload=budget.workload,
+                )
                 plans.append(found)
     return sorted(plans, key=lambda plan: (plan.loss, plan.size_bytes, plan.name))
 
@@ -36,6 +43,16 @@ def uniform_plans(problem: Problem, budget: Budget) -> list[Plan]:
 def best_uniform(problem: Problem, budget: Budget) -> Plan | None:
     """The uniform plan of least predicted loss that fits, if one does."""
     return next(iter(uniform_plans(problem, budget)), None)
+
+
+def keeps(chosen: Sequence[Option], limits: Sequence[Limit]) -> bool:
+    """Whether options keep all limits together; what is not known keeps none."""
+    for limit in limits:
+        costs = [limit.cost(option) for option in chosen]
+        known = [cost for cost in costs if cost is not None]
+        if len(known) < len(costs) or sum(known) > limit.bound:
+            return False
+    return True
 
 
 def _by_role(problem: Problem) -> tuple[Offered, Offered, list[Option]]:

@@ -2,6 +2,7 @@
 
 from blockwright.stream.activations import ActivationFile, ActivationWriter
 from blockwright.stream.backward import Loss, block_gradients, head_gradients
+from blockwright.stream.caches import fill_cache
 from blockwright.stream.executor import BATCH_TOKENS, Inputs, Stem, Stream
 from blockwright.stream.sources import (
     DenseWeight,
@@ -28,6 +29,7 @@ __all__ = [
     "Substituted",
     "WeightSource",
     "block_gradients",
+    "fill_cache",
     "head_gradients",
     "weight_of",
     "with_weights",

@@ -13,9 +13,11 @@ from blockwright.types.format import (
     ValueFormat,
 )
 from blockwright.types.limits import FormatLimits
-from blockwright.types.measurement import Quality, Speed
+from blockwright.types.measurement import LimitFigures, Quality, Speed
+from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod
-from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem
+from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem, Timing
+from blockwright.types.profile import PROFILE_VERSION, Profile
 from blockwright.types.recipe import Recipe
 from blockwright.types.site import Site, SiteKind, TableRole
 from blockwright.types.solution import (
@@ -27,12 +29,16 @@ from blockwright.types.solution import (
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord
+from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
+    "DEFAULT_CONTEXT",
     "DROP",
     "KEEP",
     "PLAN_VERSION",
+    "PROFILE_VERSION",
     "Budget",
+    "CacheGrowth",
     "Candidate",
     "Choice",
     "CompositeFormat",
@@ -46,16 +52,20 @@ __all__ = [
     "Grid",
     "GridFormat",
     "GridSolution",
+    "LimitFigures",
     "LinearMethod",
     "MaskedFormat",
     "MaskedSolution",
+    "Memory",
     "Option",
     "PackedFormat",
     "PackedLinear",
+    "Phase",
     "Plan",
     "Preset",
     "Price",
     "Problem",
+    "Profile",
     "Quality",
     "Recipe",
     "Site",
@@ -65,7 +75,9 @@ __all__ = [
     "Statistic",
     "Statistics",
     "TableRole",
+    "Timing",
     "ValueFormat",
     "VariantRecord",
+    "Workload",
     "parse_size",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from blockwright.types.budget import Budget
-from blockwright.types.measurement import Quality, Speed
+from blockwright.types.measurement import LimitFigures, Quality, Speed
 
 
 class Preset(StrEnum):
@@ -36,6 +36,8 @@ class FitRequest:
     eval_text: Path | None = None
     library: Path | None = None
     plan: Path | None = None
+    profile: Path | None = None
+    """Machine profile for a limit on speed; None: the library's, measured once."""
     revision: str | None = None
     seed: int = 0
     threads: int | None = None
@@ -89,6 +91,7 @@ class FitResult:
     library_misses: int
     unavailable: dict[str, str]
     """``site candidate`` -> reason."""
+    limits: LimitFigures | None = None
     notes: tuple[str, ...] = ()
     """What the user must know: default texts, steps skipped by name ..."""
 
@@ -128,4 +131,6 @@ class FitResult:
                 speed.decode_tokens_per_second if speed else None
             )
             data[f"resident_bytes_{name}"] = speed.resident_bytes if speed else None
-        return data
+        figures = asdict(self.limits) if self.limits else {}
+        names = (item.name for item in fields(LimitFigures))
+        return data | {name: figures.get(name) for name in names}

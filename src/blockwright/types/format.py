@@ -72,6 +72,13 @@ class Format(ABC):
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes of all tensors stored for a weight of ``(out, in)``, bias left out."""
 
+    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
+        """Bytes of the weight's tensors once a folder is loaded on this machine, bias left out.
+
+        Formats that change to a kernel's own layout count that.
+        """
+        return self.stored_bytes(shape)
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """JSON-able description with the format version; ``from_spec`` inverts it."""

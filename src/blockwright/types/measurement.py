@@ -24,6 +24,27 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitFigures:
+    """Memory and latency of a plan: predicted, and measured where a limit asked for it."""
+
+    workload: str
+    """Phase, batch and context that they are counted at."""
+    profile: str
+    """Digest of the machine profile; empty where none was used."""
+    ram_bytes_predicted: int | None = None
+    """Weights as resident, KV cache and activations; the Python process left out."""
+    ram_bytes_measured: int | None = None
+    """The same in a fresh process, beyond what it held before loading."""
+    latency_ms_predicted: float | None = None
+    latency_ms_measured: float | None = None
+    """Of one forward, least of several fresh processes."""
+    latency_ms_original: float | None = None
+    """Measured in turn with it."""
+    speedup_predicted: float | None = None
+    speedup_measured: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """Speed and memory of a loaded model, in a fresh process."""
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from blockwright.errors import PlanError
 from blockwright.types.candidate import Candidate
+from blockwright.types.memory import Memory
+from blockwright.types.workload import Workload
 
 PLAN_VERSION = 1
 
@@ -36,6 +38,30 @@ class Option:
     other_bytes: int = 0
     """Change of the file size beside ``stored_bytes``, not in bits per weight: names in the header;
     negative for what goes away as well (a dropped block's norms)."""
+    resident_bytes: int | None = None
+    """Bytes in memory once loaded; negative for what goes away.  None: not known."""
+    work: tuple[str, ...] = ()
+    """What a machine profile times it by."""
+    latency_ns: int | None = None
+    """Time in one forward; negative for what goes away.  None: its kernel was not timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A machine profile, as far as a problem needs it."""
+
+    profile: str
+    """Its digest."""
+    workload: Workload
+    fixed_ns: int
+    """Everything that is no site, of all blocks."""
+    original_ns: int
+    """One forward of the original, predicted like any plan's."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Timing:
+        """Inverse of ``dataclasses.asdict``."""
+        return cls(**{**data, "workload": Workload.from_json(data["workload"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +81,12 @@ class Problem:
     """Bytes of everything that is no site: norms, biases kept, headers."""
     original_bytes: int
     loss_unit: str = "squared output error"
+    memory: Memory | None = None
+    """What the loaded model holds beside its sites; None: not known, see ``memory_unknown``."""
+    memory_unknown: str = ""
+    """Why, if so."""
+    timing: Timing | None = None
+    """Where ``latency_ns`` comes from; None before a profile was applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +117,18 @@ class Plan:
     measured: Mapping[str, float] = field(default_factory=dict)
     """Figures measured on the selection text, if any."""
     limits: Mapping[str, float] = field(default_factory=dict)
-    """The budget in figures: ``bits``, ``size_bytes``, ``ratio``.  An edited plan keeps them."""
+    """The budget in figures: ``bits``, ``size_bytes``, ``ratio``, ``ram_bytes`` with ``context``,
+    ``speedup``.  An edited plan keeps them."""
+    ram_bytes: int | None = None
+    """Predicted memory of the loaded model at the limit's context; None without such a limit."""
+    latency_ns: int | None = None
+    """Predicted time of one forward of ``workload``; None without a profile."""
+    speedup: float | None = None
+    """Predicted, against the original under the same profile."""
+    workload: Mapping[str, Any] | None = None
+    """Phase, batch and context that latency and memory are counted at."""
+    profile: str = ""
+    """Digest of the machine profile that was used."""
     healed: Mapping[str, str] = field(default_factory=dict)
     """Block -> library key of its healed tensors, which stand in place of the choices' own.  Found
     anew when a plan file is built, as the choices' keys are.

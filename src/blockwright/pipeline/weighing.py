@@ -1,0 +1,203 @@
+"""What every option weighs beside its file bytes: memory once loaded, and time on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blockwright.errors import ModelError, ProfileError
+from blockwright.machine import (
+    check_workload,
+    count_memory,
+    describe_machine,
+    measure_profile,
+    profile_inputs,
+    works_of,
+)
+from blockwright.pipeline.opening import Run, by_id, digest_of
+from blockwright.plan import with_profile, workload_of
+from blockwright.registry import resolve
+from blockwright.types import (
+    Candidate,
+    Memory,
+    Option,
+    PackedFormat,
+    Problem,
+    Profile,
+    Site,
+    Workload,
+)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A problem with memory and time, and what the user must know about them."""
+
+    problem: Problem
+    notes: tuple[str, ...] = ()
+
+
+def check_limits(run: Run) -> None:
+    """Refuse at once what the long part would end in: ``ProfileError`` for a profile or a workload
+    that cannot be used, ``ModelError`` for a model whose memory cannot be counted.
+    """
+    workload, budget = wanted_workload(run), run.request.budget
+    if workload is not None:
+        check_workload(run.skeleton, workload)
+        if run.request.profile is not None:
+            check_profile(Profile.read(run.request.profile), run, workload)
+    if budget is not None and budget.ram_bytes is not None:
+        count_memory(run.skeleton)
+
+
+def weigh(run: Run, problem: Problem) -> Weighed:
+    """Give the options their memory, and under a limit on speed their time; the library keeps the
+    problem so.
+    """
+    weighed = _weighed(run, problem)
+    run.library.write_problem(weighed.problem)
+    return weighed
+
+
+def _weighed(run: Run, problem: Problem) -> Weighed:
+    sites = by_id(run.skeleton)
+    options = tuple(weigh_option(run, sites, option) for option in problem.options)
+    memory, reason = _memory_of(run)
+    weighed = replace(problem, options=options, memory=memory, memory_unknown=reason)
+    workload = wanted_workload(run)
+    if workload is None:
+        return Weighed(weighed)
+    profile, notes = find_profile(run, weighed, workload)
+    return Weighed(with_profile(weighed, profile), (*notes, *left_out(weighed, profile)))
+
+
+def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
+    """The option with its resident bytes and the names of its works."""
+    candidate = Candidate.parse(option.candidate)
+    format = resolve(candidate)[0]
+    if format.name == "drop":
+        return replace(option, resident_bytes=-_beside_sites(run, sites[option.site]))
+    members = [sites[name] for name in option.contains or (option.site,) if name in sites]
+    members = [site for site in members if site.parameter]
+    if isinstance(format, PackedFormat):
+        device = run.request.device
+        resident = sum(format.resident_bytes(site.shape, device) for site in members)
+    else:
+        resident = sum(_kept_bytes(run, site) for site in members)
+    work = tuple(name for site in members for name in works_of(site, format.name))
+    return replace(option, resident_bytes=resident, work=work)
+
+
+def _kept_bytes(run: Run, site: Site) -> int:
+    dtype = run.skeleton.parameters[site.parameter].dtype
+    return site.shape[0] * site.shape[1] * dtype.itemsize
+
+
+def _beside_sites(run: Run, block: Site) -> int:
+    """Bytes of a block's parameters that are no sites."""
+    if block.block is None:
+        return 0
+    own = {site.parameter for site in run.skeleton.block_sites(block.block)}
+    names = run.skeleton.parameters_of_block(block.block)
+    return sum(run.skeleton.parameters[name].nbytes for name in names if name not in own)
+
+
+def _memory_of(run: Run) -> tuple[Memory | None, str]:
+    """Memory beside the sites, or why it is not known; an error where it was asked for."""
+    try:
+        return count_memory(run.skeleton), ""
+    except ModelError as error:
+        budget = run.request.budget
+        if budget is not None and budget.ram_bytes is not None:
+            raise
+        return None, str(error)
+
+
+def wanted_workload(run: Run) -> Workload | None:
+    """What latency is needed of; None when nothing asks for it."""
+    budget, plan = run.request.budget, run.edited
+    if plan is not None:
+        asked = "speedup" in plan.limits or run.request.profile is not None
+        return workload_of(plan) if asked else None
+    if budget is None or (budget.speedup is None and run.request.profile is None):
+        return None
+    return budget.workload
+
+
+def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profile, tuple[str, ...]]:
+    """The profile file that was given; else the plan's own, or the library's; else it is measured
+    once and kept in the library.
+    """
+    if run.request.profile is not None:
+        profile = Profile.read(run.request.profile)
+        check_profile(profile, run, workload)
+        return profile, ()
+    if run.edited is not None and run.edited.profile:
+        stored = run.library.result(f"profile-{run.edited.profile}")
+        if stored is not None:
+            return Profile.from_json(stored, f"{run.edited.profile} of the library"), ()
+    formats = formats_of(problem)
+    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device)
+    key = f"profile-of-{digest_of(inputs)}"
+    stored = run.library.result(key)
+    if stored is not None:
+        return Profile.from_json(stored, f"{key} of the library"), ()
+    profile = measure_profile(
+        run.skeleton,
+        formats,
+        workload,
+        model=run.request.model,
+        progress=run.progress,
+        device=run.request.device,
+    )
+    keep_profile(run, profile, key)
+    note = f"machine profile {profile.digest} was measured for {workload}, kept in the library"
+    return profile, (note,)
+
+
+def keep_profile(run: Run, profile: Profile, key: str) -> None:
+    """Store a profile under what it is a measurement of; plans find it by its digest."""
+    data: dict[str, Any] = profile.to_json()
+    run.library.store_result(f"profile-{profile.digest}", data)
+    run.library.store_result(key, data)
+
+
+def check_profile(profile: Profile, run: Run, workload: Workload) -> None:
+    """Raise ``ProfileError`` for a profile of another machine or workload."""
+    if profile.workload != workload:
+        raise ProfileError(
+            f"profile {run.request.profile} is of {profile.workload}, the speedup is asked in"
+            f" {workload}; measure one with `blockwright profile`, or ask for the same"
+        )
+    here = describe_machine(run.request.device)
+    other = {name: (value, here.get(name)) for name, value in profile.machine.items()}
+    differing = [f"{name} {was} (here {now})" for name, (was, now) in other.items() if was != now]
+    if differing:
+        raise ProfileError(
+            f"profile {run.request.profile} was measured elsewhere: {', '.join(differing)};"
+            " measure one here with `blockwright profile`"
+        )
+
+
+def formats_of(problem: Problem) -> list[PackedFormat]:
+    """The packed formats on offer, by name."""
+    return packed_formats(Candidate.parse(option.candidate) for option in problem.options)
+
+
+def packed_formats(candidates: Iterable[Candidate]) -> list[PackedFormat]:
+    """The packed formats of candidates, by name."""
+    formats = {format.name: format for format in (resolve(item)[0] for item in candidates)}
+    return [format for _, format in sorted(formats.items()) if isinstance(format, PackedFormat)]
+
+
+def left_out(problem: Problem, profile: Profile) -> Sequence[str]:
+    """A note for every format that is not offered under a limit on speed, with its reason."""
+    reasons: dict[str, str] = {}
+    for option in problem.options:
+        if option.candidate in ("keep", "drop") or profile.time_of(option.work) is not None:
+            continue
+        unknown = [name for name in option.work if name not in profile.work_ns]
+        reason = profile.untimed.get(unknown[0], "the profile has no time for it")
+        reasons.setdefault(option.candidate, reason)
+    return [f"not offered under a speedup: {name}: {why}" for name, why in reasons.items()]
