@@ -22,6 +22,8 @@ from blockwright.types import Site, Statistics, VariantRecord
 LONG_SECONDS = 1.0
 """What takes longer is timed once; shorter work is done first and then timed."""
 HEAD_ROWS = 1
+FRESH_STEPS = 8
+"""Starting a process takes about as long as so many of the other steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class UnitCosts:
     """How many different inputs its linears have."""
 
 
-def probe(run: Run, scratch: Path, advance: Callable[[], None]) -> UnitCosts:
+def probe(run: Run, scratch: Path, advance: Callable[..., None]) -> UnitCosts:
     """Run and build block 0; ``advance`` is told when each of ``probe_steps`` is done."""
     captured = _Prober(run, run.capture_dtype, scratch / "captured")
     sites = linear_sites(captured.stream, 0)
@@ -72,7 +74,7 @@ def probe(run: Run, scratch: Path, advance: Callable[[], None]) -> UnitCosts:
     head = exact.head_seconds_per_token()
     advance()
     fresh = _once(lambda: ask_fresh_process(Loading(folder=scratch, task=run.skeleton.task)))
-    advance()
+    advance(FRESH_STEPS)
     return UnitCosts(
         load=load,
         capture=capture,
@@ -88,7 +90,7 @@ def probe(run: Run, scratch: Path, advance: Callable[[], None]) -> UnitCosts:
 
 def probe_steps(run: Run) -> int:
     """How often a probe advances."""
-    return 5 + len({site.shape for site in linear_sites(run.stream(), 0)})
+    return 4 + FRESH_STEPS + len({site.shape for site in linear_sites(run.stream(), 0)})
 
 
 class _Prober:
