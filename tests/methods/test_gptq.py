@@ -10,9 +10,6 @@ from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize._range_search import Search
 from blockwright.methods.quantize.gptq import Gptq
 from blockwright.methods.quantize.rtn import Rtn
-from blockwright.numerics.column_rounding import column_rounder
-from blockwright.numerics.column_sweep import TILE, sweep, tiles_of
-from blockwright.numerics.inverse_hessian import upper_factor
 from blockwright.numerics.losses import quadratic_error
 from blockwright.registry import format_named, method_named
 from blockwright.types import GridFormat, Solution, Statistics
@@ -70,31 +67,6 @@ def test_second_column_makes_up_for_the_first_in_closed_form() -> None:
     error = W[:, :1] - grid.decode(first, slice(0, 1))
     second = grid.encode(W[:, 1:] + error * 0.9, slice(1, 2))  # argmin of d H d^T over d_2
     assert torch.equal(codes, torch.cat([first, second], dim=1))
-
-
-@pytest.mark.parametrize("group_size", [1, 8, 40, 64, 96, 128, 130, 300, 1000])
-def test_tiles_cover_every_column_once_and_let_no_group_start_behind_its_tile(
-    group_size: int,
-) -> None:
-    tiles = tiles_of(1000, group_size)
-    assert [i for tile in tiles for i in range(1000)[tile]] == list(range(1000))
-    assert all(tile.stop - tile.start <= TILE for tile in tiles)
-    for tile in tiles:
-        for start in range(0, 1000, group_size):
-            whole = tile.start <= start and min(start + group_size, 1000) <= tile.stop
-            assert whole or start == tile.start or not tile.start < start < tile.stop
-
-
-def test_tiling_changes_only_rounding(layer: Layer) -> None:
-    H = gram(layer.X_TI)
-    grid, U = grid_format("int4-g64").fit_grid(layer.W_OI), upper_factor(H, 0.01)
-    results = []
-    for tiles in ([slice(j, j + 1) for j in range(320)], tiles_of(320), [slice(0, 320)]):
-        Q = layer.W_OI.T.contiguous()
-        sweep(Q, U, column_rounder(grid, torch.arange(320)), tiles)
-        results.append(Q)
-    for Q in results[1:]:
-        assert (results[0] == Q).float().mean() >= 0.999
 
 
 @pytest.mark.parametrize("act_order", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockwright import pipeline
-from blockwright.types import Budget, Plan
+from blockwright.types import Budget, Plan, Preset
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
 
@@ -40,7 +40,9 @@ def test_tied_tables_and_shapes_that_a_structure_cannot_take_keep_their_weights(
 ) -> None:
     model = with_tokenizer(model_folder("gemma3", intermediate_size=100), tmp_path)
     candidates = ("sparse2of8", "rank-p50")
-    asked = request(model, tmp_path, candidates=candidates, budget=Budget(ratio=0.8))
+    asked = request(
+        model, tmp_path, candidates=candidates, budget=Budget(ratio=0.8), preset=Preset.FAST
+    )
     result = pipeline.fit(asked)
     downs = (f"model.layers.{block}.mlp.down_proj sparse2of8" for block in range(3))
     assert set(result.unavailable) == set(downs)

@@ -15,7 +15,7 @@ from blockwright.refine import TunableBlock
 from blockwright.refine.tunable import depended_on
 from blockwright.registry import format_named, method_named
 from blockwright.stream import Inputs, Stem, Stream, weight_of, with_weights
-from blockwright.types import GridFormat, PackedLinear, Site, Statistics
+from blockwright.types import GridFormat, PackedFormat, PackedLinear, Site, Statistics
 from tests.conftest import ModelFolder
 from tests.models import KINDS
 from tests.stream.test_equals_own_forward import model_inputs, open_stream
@@ -147,3 +147,24 @@ def test_a_weight_depends_on_its_scales(name: str) -> None:
     assert all(
         torch.equal(after[n], before[n]) and after[n].dtype == before[n].dtype for n in after
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "tunable"),
+    [
+        ("rank-p50", ["left.weight", "right.weight"]),
+        ("rank-r32+int4-g32", ["left.scale", "right.scale"]),
+        ("sparse2of4", ["values.weight"]),
+        ("sparse2of4+int4-g32", ["values.scale"]),
+    ],
+)
+def test_of_parts_the_floating_point_tensors_can_be_tuned(name: str, tunable: list[str]) -> None:
+    format = format_named(name)
+    assert isinstance(format, PackedFormat)
+    statistics = Statistics(tokens=9, input_gram=torch.eye(128))
+    method = method_named(format.default_method or "")
+    W = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    module = format.pack(method.solve(W, statistics, format), None, torch.float32)
+    before = module.dequantize()
+    assert depended_on(module) == tunable
+    assert torch.equal(module.dequantize(), before)

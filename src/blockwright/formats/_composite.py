@@ -112,8 +112,8 @@ def empty_parts(
 
 
 def values_from(spec: Mapping[str, Any]) -> ValueFormat:
-    """The format of the values that a composite's spec names."""
-    format = format_from_spec(spec.get("values", {}))
+    """The format of the values that a composite's spec names; ``KeyError`` where it names none."""
+    format = format_from_spec(spec["values"])
     if not isinstance(format, ValueFormat):
         raise FormatError(f"format spec {dict(spec)}: {format.name} cannot store values")
     return format

@@ -119,7 +119,7 @@ class FormatLinear(nn.Module, ABC):
             )
         self.restore()
         for name, tensor in tensors.items():
-            held: Tensor = getattr(*self._place(name))
+            held = self.stored_tensor(name)
             alike = tensor.dtype == held.dtype or (name == "bias" and tensor.is_floating_point())
             if tensor.shape != held.shape or not alike:
                 raise FormatError(
@@ -128,7 +128,18 @@ class FormatLinear(nn.Module, ABC):
                 )
         for name, tensor in tensors.items():
             made = nn.Parameter(tensor.detach(), requires_grad=False) if name == "bias" else tensor
-            setattr(*self._place(name), made)
+            self.replace_stored(name, made)
+
+    def stored_tensor(self, name: str) -> Tensor:
+        """One of the stored tensors (of a part: ``left.scale``), of the portable module."""
+        part, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(self.get_submodule(part), leaf)
+        return tensor
+
+    def replace_stored(self, name: str, tensor: Tensor) -> None:
+        """Put another tensor in its place, of any dtype and with gradients, for tuning."""
+        part, _, leaf = name.rpartition(".")
+        setattr(self.get_submodule(part), leaf, tensor)
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """The tensors as stored on disk, machine-independent, bias included."""
@@ -158,11 +169,6 @@ class FormatLinear(nn.Module, ABC):
             f"{self.format.name}, in_features={self.in_features}, out_features={self.out_features},"
             f" bias={self.bias is not None}, kernel={self.kernel}"
         )
-
-    def _place(self, name: str) -> tuple[nn.Module, str]:
-        """The module that holds a stored tensor (a part's: ``left.scale``), and its name there."""
-        part, _, name = name.rpartition(".")
-        return self.get_submodule(part), name
 
     def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))

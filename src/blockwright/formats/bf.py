@@ -1,5 +1,6 @@
 """bf: bfloat16, the 16-bit floating-point type of most checkpoints.
 
+Paper:   none; the type is Google Brain's.
 Idea:    Half the bytes of an fp32 checkpoint at three significant digits, and what the parts of
          other formats are stored as unless a candidate says otherwise (``rank-p50+int8``).
 

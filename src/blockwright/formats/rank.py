@@ -1,5 +1,6 @@
 """rank: a product of two thin matrices.
 
+Paper:   none for the format; methods/lowrank/svd.py says where the factors come from.
 Idea:    W_hat = left right costs R (O + I) numbers, and as many multiplications per token, instead
          of O I.  The outputs of trained linears lie near a subspace, seen in the metric of their
          inputs; where they do not, rank is dear: at equal bytes int8 usually loses less.

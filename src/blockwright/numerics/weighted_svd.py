@@ -29,6 +29,8 @@ from blockwright.numerics.finite import all_finite
 
 EXACT = 4096
 """Largest smaller side that is decomposed in float64."""
+CHUNK_COLUMNS = 256
+"""Columns of the Gram converted at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def weighted_svd(W_OI: Tensor, H_II: Tensor) -> WeightedSvd:
     W = W_OI.to(torch.float64 if min(W_OI.shape) <= EXACT else torch.float32)
     tall = W.shape[0] > W.shape[1]
     Q, T = torch.linalg.qr(W) if tall else (None, W)
-    moment = T @ H_II.to(T.dtype) @ T.T
+    moment = times_gram(T, H_II) @ T.T
     try:
         energy, basis = torch.linalg.eigh((moment + moment.T) / 2)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -70,6 +72,12 @@ def weighted_svd(W_OI: Tensor, H_II: Tensor) -> WeightedSvd:
         image_KI=(basis.T @ W).float(),
         energy_K=energy.flip(0).double().clamp(min=0),
     )
+
+
+def times_gram(T_KI: Tensor, H_II: Tensor) -> Tensor:
+    """T H [K, I] in the dtype of T, without a whole copy of H in it."""
+    chunks = H_II.split(CHUNK_COLUMNS, dim=1)
+    return torch.cat([T_KI @ H_IJ.to(T_KI.dtype) for H_IJ in chunks], dim=1)
 
 
 def balanced_factors(left_OR: Tensor, right_RI: Tensor) -> tuple[Tensor, Tensor]:

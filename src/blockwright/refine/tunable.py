@@ -61,7 +61,7 @@ class TunableBlock:
         self.trained: dict[str, TrainedTensor] = {}
         for site, module in packed.items():
             for name in depended_on(module):
-                tensor = getattr(module, name).to(self._device)
+                tensor = module.stored_tensor(name).to(self._device)
                 self.trained[packed_name(site.id, name)] = TrainedTensor(tensor)
         for name, parameter in stream.parameters(index, block).items():
             if parameter.ndim == 1 and parameter.is_floating_point() and name not in weights:
@@ -113,7 +113,7 @@ class TunableBlock:
 def depended_on(module: PackedLinear) -> list[str]:
     """Names of the stored floating-point tensors, bias left out, that the weight depends on."""
     names = [name for name in module.stored_names if name != "bias"]
-    held = {name: getattr(module, name) for name in names}
+    held = {name: module.stored_tensor(name) for name in names}
     leaves = {
         name: tensor.detach().float().requires_grad_()
         for name, tensor in held.items()
@@ -138,7 +138,7 @@ def weight_with(module: PackedLinear, site: str, values: Values) -> Tensor:
 
 def _with_tensors(module: PackedLinear, tensors: Mapping[str, Tensor]) -> Tensor:
     for name, tensor in tensors.items():
-        setattr(module, name, tensor)
+        module.replace_stored(name, tensor)
     return module.differentiable_weight()
 
 

@@ -139,6 +139,12 @@ class PackedLinear(Protocol):
     def stored_names(self) -> tuple[str, ...]:
         """Names of the stored tensors, bias included where there is one."""
 
+    def stored_tensor(self, name: str) -> Tensor:
+        """One of the stored tensors, of the portable module."""
+
+    def replace_stored(self, name: str, tensor: Tensor) -> None:
+        """Put another tensor in its place, of any dtype and with gradients, for tuning."""
+
     def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the stored tensors; the inverse of ``stored_tensors``."""
 

@@ -41,7 +41,12 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.numerics.masked_refit import damped
-from blockwright.numerics.weighted_svd import WeightedSvd, balanced_factors, weighted_svd
+from blockwright.numerics.weighted_svd import (
+    WeightedSvd,
+    balanced_factors,
+    times_gram,
+    weighted_svd,
+)
 from blockwright.types import (
     FactoredFormat,
     FactoredSolution,
@@ -118,8 +123,8 @@ def stored_factors(
 
 def refit_left(W_OI: Tensor, right_RI: Tensor, Hd_II: Tensor) -> Tensor:
     """left = W H right^T (right H right^T)^-1: the best left factor for a right one."""
-    right, Hd = right_RI.double(), Hd_II.double()
-    image_RI = right @ Hd
+    right = right_RI.double()
+    image_RI = times_gram(right, Hd_II)
     moment_RR = image_RI @ right.T
     moment_RR.diagonal().add_(JITTER * moment_RR.diagonal().mean())
     L_RR, info = torch.linalg.cholesky_ex(moment_RR)

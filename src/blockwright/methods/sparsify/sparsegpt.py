@@ -110,10 +110,9 @@ class MaskedColumns:
             raise TypeError(f"{values.name} has no grid")
         kept_OK = self.W_IO[columns].T[mask_OJ].view(len(mask_OJ), -1)
         group = values.fit_grid(kept_OK, search=True)
-        # Values of one pattern share a group: the place of its first stands for all of them.
-        places = [self.format.kept(j) for j in range(columns.stop - columns.start)]
-        places = places if values.group_size else [0] * len(places)
-        self._rounder = column_rounder(group, torch.tensor(places))
+        # One group alone: whichever place a kept value has in it, its scale is that of place 0.
+        places = torch.zeros(columns.stop - columns.start, dtype=torch.int64)
+        self._rounder = column_rounder(group, places)
         kept = slice(self.format.kept(columns.start), self.format.kept(columns.stop))
         return grid.replaced(kept, group)
 
