@@ -24,6 +24,17 @@ def reverse_inputs(run: Run) -> Inputs:
     return run.calibration_inputs.first(REVERSE_TOKENS[run.request.preset])
 
 
+def sensitivity_note(run: Run) -> str:
+    """On what the sensitivities stand, for people."""
+    tokens = reverse_inputs(run).values.numel()
+    if run.skeleton.task == "causal-lm":
+        return f"sensitivity: {tokens} calibration tokens, labels drawn from the model itself"
+    return (
+        f"sensitivity: {tokens} calibration tokens, random probes of the last hidden state, for"
+        " the model has no language head; losses are its squared relative error"
+    )
+
+
 def output_moments(run: Run) -> dict[str, Tensor]:
     """Diagonal of G by site id, fp32 [O]; sites that no token reached are missing.
 
