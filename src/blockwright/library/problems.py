@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from blockwright.errors import LibraryError
-from blockwright.types import Memory, Option, Problem, Timing
+from blockwright.types import Memory, Option, Pair, Problem, Timing
 
 PROBLEM_VERSION = 1
 
@@ -15,6 +15,7 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
     data = {item.name: getattr(problem, item.name) for item in fields(Problem)}
     names = [item.name for item in fields(Option)]
     rows = [astuple(option) for option in problem.options]
+    data["pairs"] = [asdict(pair) for pair in problem.pairs]
     for name in ("memory", "timing"):
         value = data[name]
         data[name] = None if value is None else asdict(value)
@@ -37,9 +38,15 @@ def problem_from_json(data: dict[str, Any], where: str) -> Problem:
             known["memory"] = Memory.from_json(known["memory"])
         if known.get("timing") is not None:
             known["timing"] = Timing.from_json(known["timing"])
+        known["pairs"] = tuple(map(_pair, data.get("pairs", ())))
         return Problem(**{**known, "options": options})
     except (KeyError, TypeError, ValueError) as error:
         raise LibraryError(f"{where} is of another version ({error}); run `fit` again") from None
+
+
+def _pair(values: dict[str, Any]) -> Pair:
+    sites, candidates = tuple(values["sites"]), tuple(values["candidates"])
+    return Pair(sites=sites, candidates=candidates, loss=values["loss"])
 
 
 def _option(values: dict[str, Any]) -> Option:

@@ -40,11 +40,10 @@ def measure_on_selection(run: Run, plan: Plan) -> Plan:
     return with_measured(plan, measure_plan(run, plan, original, text.digest))
 
 
-def measure_change(run: Run, site: Site, candidate: str, key: str, inputs: Inputs) -> float:
-    """Loss when one site takes a candidate and all else stays, on some calibration rows."""
+def measure_change(run: Run, choices: Mapping[str, Choice], inputs: Inputs) -> float:
+    """Loss when some sites take a candidate and all else stays, on some calibration rows."""
     text = f"calibration-{run.texts.calibration.digest}-{inputs.rows}"
     original = original_hidden(run, inputs, text)
-    choice = Choice(candidate=candidate, stored_bytes=0, loss=0.0, key=key)
     plan = Plan(
         fingerprint=run.original.fingerprint,
         statistics=run.statistics_digest,
@@ -52,7 +51,7 @@ def measure_change(run: Run, site: Site, candidate: str, key: str, inputs: Input
         bits_per_weight=0.0,
         size_bytes=0,
         loss=0.0,
-        choices={site.id: choice},
+        choices=choices,
     )
     return loss_of(measure_plan(run, plan, original, text))
 

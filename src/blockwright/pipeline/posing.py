@@ -6,7 +6,7 @@ times the variant's squared error there.  Tables and dropped blocks: measured on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.plan import check_possible
 from blockwright.stream import Inputs
-from blockwright.types import DROP, Option, Problem, Site, SiteKind, VariantRecord
+from blockwright.types import DROP, Choice, Option, Pair, Problem, Site, SiteKind, VariantRecord
 
 HEADER_BYTES_PER_TENSOR = 160
 """Upper estimate of a tensor's entry in a safetensors header, its name left out."""
@@ -47,14 +47,24 @@ def pose_problem(run: Run, built: Built) -> Posed:
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
     options += [_option(run, site, r, _predicted(run, r, moments)) for site, r in linears]
     blocks, unavailable = _droppable(run)
-    with run.progress.stage("measure tables and blocks", len(tables) + len(blocks)) as stage:
+    neighbours = _neighbours(blocks)
+    changes = len(tables) + len(blocks) + len(neighbours)
+    with run.progress.stage("measure tables and blocks", changes) as stage:
         inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
         for site, record in tables:
-            loss = measure_change(run, site, record.candidate, record.key, inputs)
+            choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
+            loss = measure_change(run, {site.id: choice}, inputs)
             options.append(_option(run, site, record, loss))
             stage.advance()
+        dropped: dict[str, float] = {}
         for site in blocks:
-            options += _drop_options(run, site, inputs)
+            dropped[site.id] = _loss_without(run, [site], inputs)
+            options += _drop_options(run, site, dropped[site.id])
+            stage.advance()
+        pairs = []
+        for both in neighbours:
+            together = _loss_without(run, both, inputs)
+            pairs.append(_pair(both, together - sum(dropped[site.id] for site in both)))
             stage.advance()
     replaceable = sum(_dense_bytes(run, site) for site in skeleton.sites if site.parameter)
     problem = Problem(
@@ -66,6 +76,7 @@ def pose_problem(run: Run, built: Built) -> Posed:
         fixed_bytes=_fixed_bytes(run, replaceable),
         original_bytes=run.original.checkpoint.total_file_bytes,
         loss_unit=loss_unit(run),
+        pairs=tuple(pairs),
     )
     run.library.write_problem(problem)
     return Posed(problem, {**built.unavailable, **unavailable})
@@ -173,7 +184,27 @@ def _droppable(run: Run) -> tuple[list[Site], dict[str, str]]:
     return possible, unavailable
 
 
-def _drop_options(run: Run, site: Site, inputs: Inputs) -> list[Option]:
+def _neighbours(blocks: Sequence[Site]) -> list[tuple[Site, Site]]:
+    """Neighbouring blocks that may both be dropped."""
+    at = {site.block: site for site in blocks}
+    return [
+        (site, at[place + 1]) for place, site in at.items() if place is not None and place + 1 in at
+    ]
+
+
+def _loss_without(run: Run, blocks: Sequence[Site], inputs: Inputs) -> float:
+    """The measured loss of dropping some blocks."""
+    drop = Choice(candidate=str(DROP), stored_bytes=0, loss=0.0)
+    return measure_change(run, {site.id: drop for site in blocks}, inputs)
+
+
+def _pair(blocks: tuple[Site, Site], loss: float) -> Pair:
+    """What dropping two neighbours costs beside what each costs: scattered drops look cheap."""
+    first, second = blocks
+    return Pair(sites=(first.id, second.id), candidates=(str(DROP), str(DROP)), loss=loss)
+
+
+def _drop_options(run: Run, site: Site, loss: float) -> list[Option]:
     """Keep or drop a block; dropped, its norms go as well."""
     if site.block is None:
         raise ValueError(f"{site.id} is no block")
@@ -185,7 +216,7 @@ def _drop_options(run: Run, site: Site, inputs: Inputs) -> list[Option]:
         candidate=str(DROP),
         weights=0,
         stored_bytes=0,
-        loss=measure_change(run, site, str(DROP), "", inputs),
+        loss=loss,
         contains=tuple(s.id for s in inner),
         other_bytes=sum(_dense_bytes(run, s) for s in inner) - whole,
     )

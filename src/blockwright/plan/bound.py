@@ -57,6 +57,7 @@ def relax(program: Program, prices_L: Array) -> Relaxed:
     price_N = program.loss + prices_L @ program.cost
     total_N, best_U = _best_of_subtrees(program, price_N)
     roots = program.parent < 0
+    least_of_pairs = np.minimum(program.pair_loss, 0.0).sum()
     open_U = np.zeros(len(program.units))
     plain_U = _least_by_unit(program, np.where(program.holds, np.inf, total_N))
     for depth in range(1, program.depth.max(initial=0) + 1):
@@ -65,7 +66,7 @@ def relax(program: Program, prices_L: Array) -> Relaxed:
         open_U[level] = open_U[parent] + plain_U[parent] - best_U[parent]
     slack_N = total_N - best_U[program.unit] + open_U[program.unit]
     return Relaxed(
-        bound=float(best_U[roots].sum() - prices_L @ program.bound),
+        bound=float(best_U[roots].sum() - prices_L @ program.bound + least_of_pairs),
         slack=slack_N,
         taken=_cheapest(program, total_N, best_U),
     )
@@ -78,8 +79,11 @@ def smallest_cost(program: Program, limit: int) -> int:
 
 
 def loss_of(program: Program, taken: Array) -> float:
-    """Loss of a plan."""
-    return float(program.loss[taken].sum())
+    """Loss of a plan, that of its pairs included."""
+    chosen_N = np.zeros(len(program.loss), dtype=bool)
+    chosen_N[taken] = True
+    both_P = chosen_N[program.pair].all(axis=1)
+    return float(program.loss[taken].sum() + program.pair_loss[both_P].sum())
 
 
 def room_left(program: Program, taken: Array) -> Array:

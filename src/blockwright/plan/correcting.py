@@ -31,6 +31,7 @@ def kind_of(option: Option) -> str:
 def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, float]:
     """Kind of site -> factor, from plans measured on the selection text."""
     options = {(option.site, option.candidate): option for option in problem.options}
+    dropping = [pair for pair in problem.pairs if set(pair.candidates) == {"drop"}]
     kinds = sorted({kind_of(option) for option in problem.options})
     place = {kind: index for index, kind in enumerate(kinds)}
     rows = []
@@ -39,6 +40,9 @@ def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, 
         for site, choice in plan.choices.items():
             option = options[site, choice.candidate]
             share_K[place[kind_of(option)]] += option.loss / plan.measured[MEASURED]
+        for pair in dropping:
+            if all(site in plan.choices and _drops(plan, site) for site in pair.sites):
+                share_K[place["drop"]] += pair.loss / plan.measured[MEASURED]
         rows.append(share_K)
     share_PK = np.array(rows).reshape(len(rows), len(kinds))
     normal_KK = share_PK.T @ share_PK + RIDGE * np.eye(len(kinds))
@@ -54,4 +58,11 @@ def corrected(problem: Problem, factors: Mapping[str, float]) -> Problem:
         replace(option, loss=option.loss * factors.get(kind_of(option), 1.0))
         for option in problem.options
     )
-    return replace(problem, options=options)
+    pairs = tuple(
+        replace(pair, loss=pair.loss * factors.get("drop", 1.0)) for pair in problem.pairs
+    )
+    return replace(problem, options=options, pairs=pairs)
+
+
+def _drops(plan: Plan, site: str) -> bool:
+    return plan.choices[site].candidate == "drop"

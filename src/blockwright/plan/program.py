@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from blockwright.errors import PlanError
 from blockwright.plan.limits import Limit, file_bytes
-from blockwright.types import Option, Problem
+from blockwright.types import Option, Pair, Problem
 
 Array = NDArray[Any]
 
@@ -72,6 +72,10 @@ class Program:
     """[U] index of the smallest unit that can contain it; -1 at a root."""
     depth: Array
     """[U] how many units can contain it."""
+    pair: Array
+    """[P, 2] columns that cost something together."""
+    pair_loss: Array
+    """[P]"""
 
 
 def site_order(site: str) -> tuple[str | int, ...]:
@@ -91,8 +95,12 @@ def build_program(problem: Problem, limits: Sequence[Limit]) -> Program:
     contained = contained_units(columns, unit_of)
     units = tuple(sorted({column.unit for column in columns}, key=site_order))
     index = {unit: position for position, unit in enumerate(units)}
-    kept = sorted(without_dominated(columns), key=lambda c: (index[c.unit], c.preference))
+    paired = {unit_of[site] for pair in problem.pairs for site in pair.sites if site in unit_of}
+    compared = without_dominated(column for column in columns if column.unit not in paired)
+    compared += [column for column in columns if column.unit in paired]
+    kept = sorted(compared, key=lambda c: (index[c.unit], c.preference))
     parent, depth = _nest(units, contained)
+    pairs, pair_loss = _paired_columns(problem.pairs, kept)
     return Program(
         columns=tuple(kept),
         units=units,
@@ -103,7 +111,25 @@ def build_program(problem: Problem, limits: Sequence[Limit]) -> Program:
         holds=np.array([column.holds for column in kept]),
         parent=parent,
         depth=depth,
+        pair=pairs,
+        pair_loss=pair_loss,
     )
+
+
+def _paired_columns(pairs: Iterable[Pair], columns: Sequence[Column]) -> tuple[Array, Array]:
+    """Pairs whose choices are both on offer, as columns [P, 2], and their losses [P]."""
+    place = {
+        (option.site, option.candidate): index
+        for index, column in enumerate(columns)
+        for option in column.options
+    }
+    found = []
+    for pair in pairs:
+        first, second = zip(pair.sites, pair.candidates, strict=True)
+        if first in place and second in place:
+            found.append((place[first], place[second], pair.loss))
+    columns_P2 = np.array([item[:2] for item in found], dtype=np.int64).reshape(-1, 2)
+    return columns_P2, np.array([item[2] for item in found])
 
 
 def units_by_site(options: Iterable[Option]) -> dict[str, str]:

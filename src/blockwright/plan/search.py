@@ -10,10 +10,11 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack, identity
 
 from blockwright.plan.bound import bound_program, loss_of, room_left
 from blockwright.plan.program import Array, Program
@@ -56,26 +57,60 @@ def _search(program: Program, open_columns: Array, known: Array | None) -> Array
     loss_N = program.loss[open_columns]
     usual = loss_of(program, known) if known is not None else float(np.median(np.abs(loss_N)))
     scale = OBJECTIVE / abs(usual) if usual else 1.0
-    decided = _decided_once(program, open_columns)
+    pair_P2, pair_loss_P = _open_pairs(program, open_columns)
+    spare = len(pair_P2)
+    fixed = [_wider(_decided_once(program, open_columns), spare)]
+    fixed += _both_or_not(pair_P2, pair_loss_P, len(open_columns)) if spare else []
     bound_L = program.bound.copy()
     for _ in range(ATTEMPTS):
         limits = [_row(c, b) for c, b in zip(program.cost[:, open_columns], bound_L, strict=True)]
         with _quiet():
             result = milp(
-                loss_N * scale,
-                constraints=[decided, *limits],
-                integrality=np.ones(len(open_columns), dtype=np.int64),
+                np.concatenate([loss_N, pair_loss_P]) * scale,
+                constraints=[*fixed, *(_wider(limit, spare) for limit in limits)],
+                integrality=np.ones(len(open_columns) + spare, dtype=np.int64),
                 bounds=Bounds(0, 1),
                 options={"mip_rel_gap": RELATIVE_GAP, "node_limit": NODES},
             )
         if result.x is None:
             return None
-        taken: Array = open_columns[result.x > 0.5]
+        taken: Array = open_columns[result.x[: len(open_columns)] > 0.5]
         over_L = np.maximum(-room_left(program, taken), 0)
         if not over_L.any():
             return taken
         bound_L = bound_L - over_L
     return None
+
+
+def _open_pairs(program: Program, open_columns: Array) -> tuple[Array, Array]:
+    """Pairs of open columns, as places among these, and their losses."""
+    place_N = np.full(len(program.loss), -1)
+    place_N[open_columns] = np.arange(len(open_columns))
+    pair_P2 = place_N[program.pair]
+    open_P = (pair_P2 >= 0).all(axis=1)
+    return pair_P2[open_P], program.pair_loss[open_P]
+
+
+def _both_or_not(pair_P2: Array, loss_P: Array, columns: int) -> list[LinearConstraint]:
+    """One more variable per pair: 1 when both columns are chosen, else 0."""
+    pairs = len(pair_P2)
+    chosen = csr_matrix(
+        (np.ones(2 * pairs), (np.repeat(np.arange(pairs), 2), pair_P2.ravel())),
+        shape=(pairs, columns),
+    )
+    both = -identity(pairs, format="csr")
+    least = LinearConstraint(hstack([chosen, both]), -np.inf, 1)
+    most = LinearConstraint(hstack([chosen, 2 * both]), 0, np.inf)
+    return [least, most]
+
+
+def _wider(rows: LinearConstraint, spare: int) -> LinearConstraint:
+    """The same rows over so many more variables."""
+    if not spare:
+        return rows
+    matrix: Any = rows.A
+    empty = csr_matrix(np.zeros((matrix.shape[0], spare)))
+    return LinearConstraint(hstack([matrix, empty]), rows.lb, rows.ub)
 
 
 def _row(cost_N: Array, bound: int) -> LinearConstraint:

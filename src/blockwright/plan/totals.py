@@ -33,7 +33,7 @@ def plan_of(
         budget=budget,
         bits_per_weight=8 * linear_bytes / max(problem.linear_weights, 1),
         size_bytes=problem.fixed_bytes + sum(file_bytes(option) for option in options),
-        loss=sum(option.loss for option in options),
+        loss=sum(option.loss for option in options) + loss_of_pairs(problem, options),
         choices={
             option.site: Choice(
                 candidate=option.candidate,
@@ -50,6 +50,16 @@ def plan_of(
         speedup=timing.original_ns / max(latency_ns, 1) if timing and latency_ns else None,
         workload=counted_at.to_json(),
         profile=timing.profile if timing else "",
+    )
+
+
+def loss_of_pairs(problem: Problem, options: Iterable[Option]) -> float:
+    """What choices cost together beside what each costs."""
+    chosen = {(option.site, option.candidate) for option in options}
+    return sum(
+        pair.loss
+        for pair in problem.pairs
+        if chosen.issuperset(zip(pair.sites, pair.candidates, strict=True))
     )
 
 

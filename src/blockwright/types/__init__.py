@@ -16,7 +16,7 @@ from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod
-from blockwright.types.plan import PLAN_VERSION, Choice, Option, Plan, Problem, Timing
+from blockwright.types.plan import PLAN_VERSION, Choice, Option, Pair, Plan, Problem, Timing
 from blockwright.types.profile import PROFILE_VERSION, Profile
 from blockwright.types.recipe import Recipe
 from blockwright.types.site import Site, SiteKind, TableRole
@@ -60,6 +60,7 @@ __all__ = [
     "Option",
     "PackedFormat",
     "PackedLinear",
+    "Pair",
     "Phase",
     "Plan",
     "Preset",

@@ -47,6 +47,18 @@ class Option:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two choices that together cost more or less than each by itself (neighbouring blocks that
+    are both dropped).
+    """
+
+    sites: tuple[str, str]
+    candidates: tuple[str, str]
+    loss: float
+    """Added to the predicted loss of a plan with both."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """A machine profile, as far as a problem needs it."""
 
@@ -81,6 +93,7 @@ class Problem:
     """Bytes of everything that is no site: norms, biases kept, headers."""
     original_bytes: int
     loss_unit: str = "squared output error"
+    pairs: tuple[Pair, ...] = ()
     memory: Memory | None = None
     """What the loaded model holds beside its sites; None: not known, see ``memory_unknown``."""
     memory_unknown: str = ""
