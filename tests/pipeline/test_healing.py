@@ -20,6 +20,7 @@ from blockwright.pipeline.healing import heal_each_block, heal_plan
 from blockwright.pipeline.measuring import plan_stream
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
+from blockwright.pipeline.proving import PLAN_FILE, write_folder
 from blockwright.progress import SilentProgress
 from blockwright.tuning import TuningSettings
 from blockwright.types import FitRequest, Plan, Preset
@@ -64,11 +65,17 @@ def final_hidden(stream: Any, run: Run, target: Path) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe", "bert"])
+@pytest.mark.parametrize(
+    ("kind", "candidates"),
+    [
+        *((kind, COARSE) for kind in ("llama", "gpt2", "qwen3_moe", "bert")),
+        ("llama", ("rank-r16+int8", "sparse2of4+int4")),
+    ],
+)
 def test_a_healed_plan_is_closer_to_the_original_on_calibration_text(
-    kind: str, model_folder: ModelFolder, tmp_path: Path
+    kind: str, candidates: tuple[str, ...], model_folder: ModelFolder, tmp_path: Path
 ) -> None:
-    run = opened(asked(kind, model_folder, tmp_path))
+    run = opened(asked(kind, model_folder, tmp_path, candidates=candidates))
     plan = planned(run)
     healed = heal_each_block(run, plan, SETTINGS)
     assert healed.healed
@@ -87,42 +94,45 @@ def test_a_healed_folder_holds_the_healed_tensors_and_reloads(
     kind: str, model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``fit`` itself compares the reloaded folder's logits with the streamed plan's."""
-    first = asked(kind, model_folder, tmp_path)
     monkeypatch.setattr(healing, "is_better", lambda healed, plan: True)
+    first = asked(kind, model_folder, tmp_path)
     result = pipeline.fit(first)
-    monkeypatch.setitem(presets.HEALING, Preset.BALANCED, None)
-    plain = pipeline.fit(replace(first, out=tmp_path / "plain"))
-    plan = json.loads(result.plan_path.read_text(encoding="utf-8"))
-    assert plan["healed"]
-    assert "healed" not in json.loads(plain.plan_path.read_text(encoding="utf-8"))
-    tensors, others = (load_file(each.out / "model.safetensors") for each in (result, plain))
-    assert result.size_bytes == plain.size_bytes
+    plan = Plan.read(result.plan_path)
+    other = replace(first, out=tmp_path / "plain")
+    size = write_folder(opened(other), replace(plan, healed={}), other.out)
+    assert size == result.size_bytes
+    assert plan.healed
+    assert "healed" not in json.loads((other.out / PLAN_FILE).read_text(encoding="utf-8"))
+    tensors, others = (load_file(out / "model.safetensors") for out in (result.out, other.out))
     assert {n: (t.dtype, t.shape) for n, t in tensors.items()} == {
         n: (t.dtype, t.shape) for n, t in others.items()
     }
     changed = {n for n, t in tensors.items() if not torch.equal(t, others[n])}
-    blocks = [name for name in changed if name.startswith(tuple(plan["healed"]))]
-    assert set(blocks) == changed
+    assert all(name.startswith(tuple(plan.healed)) for name in changed)
     assert any(name.endswith(".scale") for name in changed)
     assert any(name.endswith(("norm.weight", "ln_1.weight")) for name in changed)
-    assert all(tensors[name].dtype.is_floating_point for name in changed)
+    assert all(tensors[name].is_floating_point() for name in changed)
     assert load(result.out)(input_ids=torch.tensor([[1, 9, 8]])).logits.isfinite().all()
 
 
 def test_a_healed_folders_own_plan_builds_the_same_folder(
     model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its own library and in an empty one: healing is found anew."""
+    """In an empty library: healing is found anew."""
     monkeypatch.setattr(healing, "is_better", lambda healed, plan: True)
     first = asked("llama", model_folder, tmp_path)
     result = pipeline.fit(first)
-    for name, library in (("again", first.library), ("elsewhere", tmp_path / "elsewhere-library")):
-        again = replace(
-            first, out=tmp_path / name, plan=result.plan_path, budget=None, library=library
-        )
-        assert Plan.read(pipeline.fit(again).plan_path).healed == Plan.read(result.plan_path).healed
-        before, after = folder_bytes(first.out), folder_bytes(tmp_path / name)
-        assert before["model.safetensors"] == after["model.safetensors"]
+    again = replace(
+        first,
+        out=tmp_path / "again",
+        plan=result.plan_path,
+        budget=None,
+        library=tmp_path / "other-library",
+    )
+    healed = Plan.read(pipeline.fit(again).plan_path).healed
+    assert healed == Plan.read(result.plan_path).healed
+    before, after = folder_bytes(first.out), folder_bytes(again.out)
+    assert before["model.safetensors"] == after["model.safetensors"]
 
 
 def test_healing_that_does_not_help_on_selection_text_is_not_kept(
@@ -196,7 +206,7 @@ def test_a_block_that_cannot_be_tuned_keeps_its_tensors_and_says_why(
 
 def test_collected_garbage_leaves_healed_tensors(model_folder: ModelFolder, tmp_path: Path) -> None:
     run = opened(asked("llama", model_folder, tmp_path))
-    plan = planned(run)
+    plan = choose_plan(run, pose_problem(run, build_library(run)).problem).plan
     healed = heal_each_block(run, plan, SETTINGS)
     run.library.gc()
     assert all(run.library.lookup(key) for key in healed.healed.values())
