@@ -130,20 +130,22 @@ class _Work:
 
     def heal(self, index: int, tune: Callable[[], Tuned]) -> None:
         """Store the tuned tensors of a block, or why there are none."""
-        key = self.key(index)
+        key, loss = self.key(index), 0.0
+        tensors: Mapping[str, Tensor] = {}
         with self.run.library.building(key):
-            tensors: Mapping[str, Tensor] = {}
             try:
                 tuned = tune()
-                reason = "" if tuned.step else "nothing on held calibration text was better"
-                tensors = tuned.tensors if tuned.step else {}
             except NumericalError as error:
                 reason = str(error)
+            else:
+                reason = "" if tuned.step else "no moment of tuning was better on held text"
+                tensors, loss = (tuned.tensors, tuned.loss) if tuned.step else ({}, 0.0)
             record = VariantRecord(
                 key=key,
                 site=self.site(index),
                 candidate="healed",
                 stored_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
+                relative_error=loss,
                 tokens=self.run.texts.calibration.tokens,
                 unavailable=reason,
                 inputs={"block": self.site(index), **self.inputs},
