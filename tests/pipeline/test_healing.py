@@ -101,6 +101,7 @@ def test_a_healed_folder_holds_the_healed_tensors_and_reloads(
     result = pipeline.fit(first)
     plan = Plan.read(result.plan_path)
     other = replace(first, out=tmp_path / "plain")
+    other.out.mkdir()
     size = write_folder(opened(other), replace(plan, healed={}), other.out)
     assert size == result.size_bytes
     assert plan.healed
