@@ -1,6 +1,6 @@
 """What local healing gives back: KL on held-out text before and after, over rates and steps.
 
-python -m benchmarks.healing --out healing.json [--model FOLDER] [--seeds 3]
+python -m benchmarks.healing --out healing.json [--model FOLDER] [--seeds 0 1 2]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blockwright.pipeline.healing import heal_each_block
 from blockwright.pipeline.measuring import loss_of, measure_plan, original_hidden
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
-from blockwright.pipeline.refining import refine_plan
+from blockwright.pipeline.refining import refine_plans
 from blockwright.progress import SilentProgress
 from blockwright.stream import Inputs
 from blockwright.tuning import TuningSettings
@@ -44,16 +44,18 @@ def refined_plan(arguments: argparse.Namespace, case: str, seed: int, library: P
         candidates=candidates,
         library=library,
         calibration_tokens=arguments.tokens,
+        sequence_length=arguments.length,
+        eval_tokens=arguments.eval_tokens,
         seed=seed,
         threads=1,
     )
     run = open_run(request, SilentProgress())
-    chosen = choose_plan(run, pose_problem(run, build_library(run)).problem)
-    return run, refine_plan(run, chosen.plan)
+    posed = pose_problem(run, build_library(run))
+    return run, refine_plans(run, choose_plan(run, posed.problem)).plan
 
 
 def held_out(run: Run, plan: Plan) -> float:
-    """KL on the held-out text; of models without logits the squared error of hidden states."""
+    """Loss on the held-out text: KL in nats per token, of encoders the squared relative error."""
     text = run.texts.heldout
     original = original_hidden(run, Inputs.of_tokens(text.ids), f"heldout-{text.digest}")
     return loss_of(measure_plan(run, plan, original, text.digest))
@@ -66,15 +68,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--library", type=Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tokens", type=int, help="calibration tokens")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
+    parser.add_argument("--eval-tokens", type=int)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.001, 0.003, 0.01])
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 64])
     arguments = parser.parse_args()
     found: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
         library = arguments.library or Path(scratch) / "library"
-        for seed, case in product(range(arguments.seeds), arguments.cases):
+        for seed, case in product(arguments.seeds, arguments.cases):
             run, plan = refined_plan(arguments, case, seed, library)
             before = held_out(run, plan)
             for steps, rate in product(arguments.steps, arguments.rates):

@@ -17,12 +17,15 @@ from blockwright.pipeline import healing, presets
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.healing import heal_each_block, heal_plan
-from blockwright.pipeline.measuring import plan_stream
+from blockwright.pipeline.measuring import loss_of, measure_plan, original_hidden, plan_stream
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
+from blockwright.pipeline.proving import PLAN_FILE, write_folder
+from blockwright.pipeline.refining import refine_plan
 from blockwright.progress import SilentProgress
+from blockwright.stream import Inputs
 from blockwright.tuning import TuningSettings
-from blockwright.types import FitRequest, Plan, Preset
+from blockwright.types import Budget, FitRequest, Plan, Preset
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
 from tests.pipeline.test_fit import KINDS, folder_bytes, load
@@ -64,11 +67,17 @@ def final_hidden(stream: Any, run: Run, target: Path) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe", "bert"])
+@pytest.mark.parametrize(
+    ("kind", "candidates"),
+    [
+        *((kind, COARSE) for kind in ("llama", "gpt2", "qwen3_moe", "bert")),
+        ("llama", ("rank-r16+int8", "sparse2of4+int4")),
+    ],
+)
 def test_a_healed_plan_is_closer_to_the_original_on_calibration_text(
-    kind: str, model_folder: ModelFolder, tmp_path: Path
+    kind: str, candidates: tuple[str, ...], model_folder: ModelFolder, tmp_path: Path
 ) -> None:
-    run = opened(asked(kind, model_folder, tmp_path))
+    run = opened(asked(kind, model_folder, tmp_path, candidates=candidates))
     plan = planned(run)
     healed = heal_each_block(run, plan, SETTINGS)
     assert healed.healed
@@ -87,42 +96,46 @@ def test_a_healed_folder_holds_the_healed_tensors_and_reloads(
     kind: str, model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``fit`` itself compares the reloaded folder's logits with the streamed plan's."""
-    first = asked(kind, model_folder, tmp_path)
     monkeypatch.setattr(healing, "is_better", lambda healed, plan: True)
+    first = asked(kind, model_folder, tmp_path)
     result = pipeline.fit(first)
-    monkeypatch.setitem(presets.HEALING, Preset.BALANCED, None)
-    plain = pipeline.fit(replace(first, out=tmp_path / "plain"))
-    plan = json.loads(result.plan_path.read_text(encoding="utf-8"))
-    assert plan["healed"]
-    assert "healed" not in json.loads(plain.plan_path.read_text(encoding="utf-8"))
-    tensors, others = (load_file(each.out / "model.safetensors") for each in (result, plain))
-    assert result.size_bytes == plain.size_bytes
+    plan = Plan.read(result.plan_path)
+    other = replace(first, out=tmp_path / "plain")
+    other.out.mkdir()
+    size = write_folder(opened(other), replace(plan, healed={}), other.out)
+    assert size == result.size_bytes
+    assert plan.healed
+    assert "healed" not in json.loads((other.out / PLAN_FILE).read_text(encoding="utf-8"))
+    tensors, others = (load_file(out / "model.safetensors") for out in (result.out, other.out))
     assert {n: (t.dtype, t.shape) for n, t in tensors.items()} == {
         n: (t.dtype, t.shape) for n, t in others.items()
     }
     changed = {n for n, t in tensors.items() if not torch.equal(t, others[n])}
-    blocks = [name for name in changed if name.startswith(tuple(plan["healed"]))]
-    assert set(blocks) == changed
+    assert all(name.startswith(tuple(plan.healed)) for name in changed)
     assert any(name.endswith(".scale") for name in changed)
     assert any(name.endswith(("norm.weight", "ln_1.weight")) for name in changed)
-    assert all(tensors[name].dtype.is_floating_point for name in changed)
+    assert all(tensors[name].is_floating_point() for name in changed)
     assert load(result.out)(input_ids=torch.tensor([[1, 9, 8]])).logits.isfinite().all()
 
 
 def test_a_healed_folders_own_plan_builds_the_same_folder(
     model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its own library and in an empty one: healing is found anew."""
+    """In an empty library: healing is found anew."""
     monkeypatch.setattr(healing, "is_better", lambda healed, plan: True)
     first = asked("llama", model_folder, tmp_path)
     result = pipeline.fit(first)
-    for name, library in (("again", first.library), ("elsewhere", tmp_path / "elsewhere-library")):
-        again = replace(
-            first, out=tmp_path / name, plan=result.plan_path, budget=None, library=library
-        )
-        assert Plan.read(pipeline.fit(again).plan_path).healed == Plan.read(result.plan_path).healed
-        before, after = folder_bytes(first.out), folder_bytes(tmp_path / name)
-        assert before["model.safetensors"] == after["model.safetensors"]
+    again = replace(
+        first,
+        out=tmp_path / "again",
+        plan=result.plan_path,
+        budget=None,
+        library=tmp_path / "other-library",
+    )
+    healed = Plan.read(pipeline.fit(again).plan_path).healed
+    assert healed == Plan.read(result.plan_path).healed
+    before, after = folder_bytes(first.out), folder_bytes(again.out)
+    assert before["model.safetensors"] == after["model.safetensors"]
 
 
 def test_healing_that_does_not_help_on_selection_text_is_not_kept(
@@ -196,7 +209,7 @@ def test_a_block_that_cannot_be_tuned_keeps_its_tensors_and_says_why(
 
 def test_collected_garbage_leaves_healed_tensors(model_folder: ModelFolder, tmp_path: Path) -> None:
     run = opened(asked("llama", model_folder, tmp_path))
-    plan = planned(run)
+    plan = choose_plan(run, pose_problem(run, build_library(run)).problem).plan
     healed = heal_each_block(run, plan, SETTINGS)
     run.library.gc()
     assert all(run.library.lookup(key) for key in healed.healed.values())
@@ -210,3 +223,26 @@ def test_the_original_is_not_changed(model_folder: ModelFolder, tmp_path: Path) 
     run = opened(fit_request)
     heal_each_block(run, planned(run), SETTINGS)
     assert before == {name: checkpoint.digest(name) for name in checkpoint.names}
+
+
+OTHER_KINDS = {**KINDS, "opt": {"ffn_dim": 128}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidate", COARSE)
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_healing_lowers_the_held_out_loss_of_random_models(
+    kind: str, candidate: str, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """With the settings of ``balanced``: a fifth or more of the loss goes; 0.95 is asked for."""
+    model = with_tokenizer(model_folder(kind, **OTHER_KINDS[kind]), tmp_path)
+    changes = {"candidates": (candidate,), "budget": Budget(bits=3.7)}
+    run = opened(request(model, tmp_path, calibration_tokens=4096, eval_tokens=1024, **changes))
+    plan = refine_plan(run, planned(run))
+    text = run.texts.heldout
+    original = original_hidden(run, Inputs.of_tokens(text.ids), f"heldout-{text.digest}")
+    healed = heal_each_block(run, plan, TuningSettings(steps=32, rate=0.005))
+    before, after = (
+        loss_of(measure_plan(run, each, original, text.digest)) for each in (plan, healed)
+    )
+    assert after < 0.95 * before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor, nn
 
@@ -52,9 +52,22 @@ def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
         target=work.target,
         heal=work.heal,
     )
+    if not all(work.is_done(index) for index in work.stream.blocks):
+        sweep_original(run)
     with run.progress.stage(f"heal {plan.name}", len(work.stream.blocks), "blocks") as stage:
         heal_blocks(work.stream, inputs, folder, blocks, settings, stage.advance)
+        for record in work.records():
+            if not record.available:
+                stage.note(f"{record.site} stays as it is: {record.unavailable}")
     return work.healed_plan()
+
+
+def sweep_original(run: Run) -> None:
+    """See that the original's hidden states in front of and behind every block are on disk."""
+    stream = run.stream(dtype=run.capture_dtype)
+    folder = run.library.work_folder(run.statistics_digest)
+    for _ in forward_sweep(stream, run.calibration_inputs, folder, lambda _: None):
+        pass
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,6 @@ class _Work:
     """The planned model without healing, in fp32."""
     inputs: Mapping[str, object]
     """What decides the healed tensors of every block."""
-    swept: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run, plan: Plan, settings: TuningSettings) -> _Work:
@@ -90,11 +102,13 @@ class _Work:
 
     def healed_plan(self) -> Plan:
         """The plan with the blocks that are healed by now."""
-        records = {i: self.run.library.lookup(self.key(i)) for i in self.stream.blocks}
-        healed = {
-            self.site(i): record.key for i, record in records.items() if record and record.available
-        }
+        healed = {record.site: record.key for record in self.records() if record.available}
         return replace(self.plan, healed=healed)
+
+    def records(self) -> list[VariantRecord]:
+        """Of the blocks that are done, in order."""
+        found = [self.run.library.lookup(self.key(index)) for index in self.stream.blocks]
+        return [record for record in found if record is not None]
 
     def block(self, index: int) -> nn.Module:
         return plan_stream(self.run, self.healed_plan()).block(index)
@@ -109,32 +123,29 @@ class _Work:
         return found
 
     def target(self, index: int, stem: Stem) -> ActivationFile:
-        """The original's hidden states behind a block; swept again where they are gone."""
+        """The original's hidden states behind a block."""
         folder = self.run.library.work_folder(self.run.statistics_digest)
-        if not self.swept:
-            stream = self.run.stream(dtype=self.run.capture_dtype)
-            for _ in forward_sweep(stream, self.run.calibration_inputs, folder, lambda _: None):
-                pass
-            self.swept.append(True)
         path = inputs_path(folder, index + 1)
         return ActivationFile(path, stem.row_shape, self.run.capture_dtype)
 
     def heal(self, index: int, tune: Callable[[], Tuned]) -> None:
         """Store the tuned tensors of a block, or why there are none."""
-        key = self.key(index)
+        key, loss = self.key(index), 0.0
+        tensors: Mapping[str, Tensor] = {}
         with self.run.library.building(key):
-            tensors: Mapping[str, Tensor] = {}
             try:
                 tuned = tune()
-                reason = "" if tuned.step else "nothing on held calibration text was better"
-                tensors = tuned.tensors if tuned.step else {}
             except NumericalError as error:
                 reason = str(error)
+            else:
+                reason = "" if tuned.step else "no moment of tuning was better on held text"
+                tensors, loss = (tuned.tensors, tuned.loss) if tuned.step else ({}, 0.0)
             record = VariantRecord(
                 key=key,
                 site=self.site(index),
                 candidate="healed",
                 stored_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
+                relative_error=loss,
                 tokens=self.run.texts.calibration.tokens,
                 unavailable=reason,
                 inputs={"block": self.site(index), **self.inputs},

@@ -29,8 +29,8 @@ ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
 """Most mixed plans that are measured on the selection text."""
 HEALING: dict[Preset, TuningSettings | None] = {
     Preset.FAST: None,
-    Preset.BALANCED: TuningSettings(steps=32, rate=0.003),
-    Preset.BEST: TuningSettings(steps=128, rate=0.003, checks=8),
+    Preset.BALANCED: TuningSettings(steps=32, rate=0.005),
+    Preset.BEST: TuningSettings(steps=128, rate=0.005, checks=8),
 }
 """Local healing of the chosen plan's blocks."""
 SAMPLED_SHARE = {Preset.FAST: 0.25, Preset.BALANCED: 0.5, Preset.BEST: 0.5}

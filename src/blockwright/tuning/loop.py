@@ -147,9 +147,14 @@ def check_steps(settings: TuningSettings) -> set[int]:
 
 
 def rate_at(step: int, settings: TuningSettings) -> float:
-    """Cosine from ``rate`` at the first step to a twentieth at the last."""
-    progress = (step - 1) / max(1, settings.steps - 1)
-    return settings.rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+    """The learning rate of a step."""
+    return settings.rate * falling(step, settings.steps)
+
+
+def falling(step: int, steps: int) -> float:
+    """Cosine from 1 at the first step to a twentieth at the last."""
+    progress = (step - 1) / max(1, steps - 1)
+    return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def relative_error(output: Tensor, target: Tensor) -> Tensor:
