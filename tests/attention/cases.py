@@ -65,6 +65,16 @@ FLAGS = st.fixed_dictionaries(
     }
 )
 
+CAUSAL: dict[str, object] = {
+    "causal": True,
+    "window": None,
+    "padded": False,
+    "segments": False,
+    "masked": False,
+    "permuted": False,
+}
+"""Nothing but causality."""
+
 
 def random_problem(shape: Shape, flags: dict[str, object], seed: int) -> Problem:
     """Everything random from a seed; some lists are empty, some rows see nothing."""

@@ -12,7 +12,7 @@ from blockwright.attention.engines.products import fused_product, plain_product
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial, merge
 from blockwright.attention.selection import Selection
-from tests.attention.cases import FLAGS, Problem, Shape, random_far, random_problem, shapes
+from tests.attention.cases import CAUSAL, FLAGS, Problem, Shape, random_far, random_problem, shapes
 
 SCALE = 0.3
 
@@ -67,16 +67,12 @@ def test_dense_equals_torch(tokens: int, group: int, causal: bool) -> None:
 @pytest.mark.parametrize("query_block", [1, 16])
 def test_other_dtypes(dtype: torch.dtype, query_block: int) -> None:
     shape = Shape(1, 2, 2, 130, 130, 32, 32, query_block, 16)
-    flags = {"causal": True, "window": None, "padded": False, "segments": False}
-    q, k, v, selection, layout = random_problem(shape, flags | NO_MASK, 2)
-    low = [x.to(dtype) for x in (q, k, v)]
-    got = cpu.attend(*low, selection, layout, scale=SCALE)
+    q, k, v, selection, layout = random_problem(shape, CAUSAL, 2)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    got = cpu.attend(q, k, v, selection, layout, scale=SCALE)
     assert got.output.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float64 else 2e-2
-    assert_same(got, ref.attend(*low, selection, layout, scale=SCALE), tolerance)
-
-
-NO_MASK = {"masked": False, "permuted": False}
+    assert_same(got, ref.attend(q, k, v, selection, layout, scale=SCALE), tolerance)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -100,8 +96,7 @@ def halved(problem: Problem, mask: torch.Tensor) -> Selection:
 
 def test_a_row_that_sees_nothing_is_zero() -> None:
     shape = Shape(1, 1, 2, 70, 70, 8, 8, 16, 16)
-    flags = {"causal": True, "window": None, "padded": False, "segments": False}
-    q, k, v, selection, layout = random_problem(shape, flags | NO_MASK, 0)
+    q, k, v, _, layout = random_problem(shape, CAUSAL, 0)
     none = Selection.of_mask(torch.zeros(1, 1, 5, 5, dtype=torch.bool), 16, 16)
     got = cpu.attend(q, k, v, none, layout, scale=SCALE)
     assert not got.output.any()
@@ -110,8 +105,7 @@ def test_a_row_that_sees_nothing_is_zero() -> None:
 
 def test_gradients_reach_queries_keys_and_values() -> None:
     shape = Shape(1, 1, 2, 9, 9, 4, 4, 4, 4)
-    flags = {"causal": True, "window": None, "padded": False, "segments": False}
-    q, k, v, selection, layout = random_problem(shape, flags | NO_MASK, 2)
+    q, k, v, selection, layout = random_problem(shape, CAUSAL, 2)
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
 
     def output(*leaves: torch.Tensor) -> torch.Tensor:

@@ -24,5 +24,11 @@ def align(*values: Tensor) -> tuple[Tensor, ...]:
 
 def grouped_scores(query: Tensor, key: Tensor) -> Tensor:
     """fp32 products [B, H, n, m] of [B, H, n, D] and [B, Hkv, m, D], keys not repeated."""
-    grouped = query.float().unflatten(1, (key.shape[1], -1))
-    return torch.matmul(grouped, key.float().mT[:, :, None]).flatten(1, 2)
+    batch, heads, rows, width = query.shape
+    stacked = query.float().reshape(batch, key.shape[1], -1, width)
+    return torch.matmul(stacked, key.float().mT).view(batch, heads, rows, -1)
+
+
+def per_group(scores: Tensor, kv_heads: int) -> Tensor:
+    """Greatest score of each group's heads: [B, H, ...] -> [B, Hkv, ...]."""
+    return scores.reshape(scores.shape[0], kv_heads, -1, *scores.shape[2:]).amax(2)

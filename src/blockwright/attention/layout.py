@@ -16,6 +16,8 @@ from blockwright.attention.heads import align
 
 PADDING = -1
 """Position of a slot that holds no token."""
+NOWHERE = 2**30
+"""Beyond every position: where comparisons put an empty key slot."""
 SHARED, SEES_ALL = -2, -3
 """Segments: a key that every query may see; a query that may see every key."""
 
@@ -124,11 +126,12 @@ class Layout:
         k_segment: Tensor | None = None,
     ) -> Tensor:
         """The rule on any positions: bool [..., L, M] of [..., L] and [..., 1, M]; not
-        ``allowed``."""
+        ``allowed``.  Positions of empty key slots may be below zero, or ``NOWHERE``."""
         query = q_position[..., None]
-        seen = (k_position >= 0) & (query >= 0)
-        if self.causal:
-            seen = seen & (k_position <= query)
+        k_position = k_position.masked_fill(k_position < 0, NOWHERE)  # small: [..., 1, M]
+        token = k_position < NOWHERE
+        # an empty query slot stands at -1: where causal it sees nothing anyway
+        seen = k_position <= query if self.causal else token & (query >= 0)
         if self.window is not None:
             near = (query - k_position).abs() < self.window
             seen = seen & (near | (k_position < self.sink))
@@ -139,7 +142,8 @@ class Layout:
 
 
 def _take(values: Tensor, order: Tensor) -> Tensor:
-    return torch.take_along_dim(*align(values, order), -1)
+    values, order = align(values, order)
+    return torch.take_along_dim(values, order, -1)
 
 
 def _take_keys(allowed: Tensor, order: Tensor) -> Tensor:

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.attention.heads import align, spread
-from blockwright.attention.layout import PADDING, SEES_ALL, SHARED, Layout
-
-FAR = 2**62
-"""Beyond every position."""
+from blockwright.attention.layout import NOWHERE, PADDING, SEES_ALL, SHARED, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,7 @@ def _bounds(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Least and greatest position of each tile's tokens, and whether all its slots hold one."""
     tiles = cut(position, size)
     token = tiles >= 0
-    low = tiles.masked_fill(~token, FAR).amin(-1)
+    low = tiles.masked_fill(~token, NOWHERE).amin(-1)
     return low, tiles.amax(-1), token.all(-1)
 
 
@@ -130,13 +127,16 @@ class PairMask:
             cells = cut(F.pad(layout.allowed, (0, 0, 0, more)), key_block, fill=False)
             self.allowed = spread(cells, heads).expand(batch, -1, -1, -1, -1)
 
-    def seen(self, query: Tensor, tile: Tensor) -> Tensor:
-        """bool [n, L, c * key_block] of queries [n, L] and tiles [n, c]."""
+    def seen(self, query: Tensor, tile: Tensor, used: Tensor | None = None) -> Tensor:
+        """bool [n, L, c * key_block] of queries [n, L] and tiles [n, c], those that are used."""
         owner = torch.div(query, self.slots, rounding_mode="floor")
         text, slot = torch.div(owner, self.heads, rounding_mode="floor"), query % self.slots
+        k_position = self.k_position[tile]
+        if used is not None:
+            k_position = k_position.masked_fill(~used[..., None], NOWHERE)
         seen = self.layout.visible_between(
             self.q_position[text, slot],
-            self.k_position[tile].flatten(1)[:, None],
+            k_position.flatten(1)[:, None],
             self.q_segment[text, slot] if self.q_segment is not None else None,
             self.k_segment[tile].flatten(1)[:, None] if self.k_segment is not None else None,
         )

@@ -160,11 +160,9 @@ def _bias(
         return None, None
     block = rows.query_block
     query = ids[:, None] * block + torch.arange(block, device=ids.device)
-    seen = mask.seen(query, tile[:, whole:])
-    key_block = seen.shape[-1] // (length - whole)
     used = torch.arange(whole, length, device=ids.device) < rows.count[ids][:, None]
-    seen &= used.repeat_interleave(key_block, 1)[:, None]
-    seen = seen.repeat(1, stacked // block, 1)
-    bias = q_RLD.new_zeros(len(ids), stacked, length * key_block)
-    bias[..., whole * key_block :].masked_fill_(~seen, -torch.inf)
+    seen = mask.seen(query, tile[:, whole:], used)
+    seen = seen.repeat(1, stacked // block, 1) if stacked > block else seen
+    bias = q_RLD.new_zeros(len(ids), stacked, length * (seen.shape[-1] // (length - whole)))
+    bias[..., -seen.shape[-1] :].masked_fill_(~seen, -torch.inf)
     return bias, None if whole else ~seen.any(-1)

@@ -1,0 +1,116 @@
+"""Vertical-slash: the columns and diagonals that the prompt's last queries look at.
+
+Paper:   H. Jiang et al., "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via
+         Dynamic Sparse Attention", NeurIPS 2024.
+Idea:    many heads attend to a few fixed columns and a few fixed distances, and the last queries
+         of the prompt reveal both.  Heads whose last queries are unlike the rest, or that follow
+         topics, are scored wrongly.
+
+Equations -> code
+    P = softmax(scale * Q_last K^T), [64, N]         _last_rows
+    c_j = sum_i P[i, j];  g_d = sum_i P[i, i - d]     _columns_and_distances
+Shapes:  c one score per column, g one per distance.
+Cost:    64 / N of dense.
+Differs from the paper: 1. columns and distances are rounded to tiles, where the paper's kernel
+         visits single columns.  2. the offline choice of a pattern per head is left to the plan.
+         3. the forced first columns and distances come on top of the budget.
+Checked: above random on diagonals, below it on topics, tests/claims/test_attention.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from blockwright.attention.heads import align, grouped_scores
+from blockwright.attention.layout import Layout
+from blockwright.attention.picking import own_and_first
+from blockwright.attention.policy import Choice, Context, Knob, Policy
+from blockwright.attention.selection import Selection
+
+LAST_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerticalSlash(Policy):
+    """Keeps ``share`` of N in columns and distances, a fifth of it columns, unless their numbers
+    are given."""
+
+    paper: ClassVar[str] = (
+        "Jiang et al., MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via "
+        "Dynamic Sparse Attention, NeurIPS 2024"
+    )
+    knob: ClassVar[Knob | None] = Knob(name="share", least=0.0, most=1.0)
+    bidirectional: ClassVar[bool] = False
+    share: float = 0.06
+    columns: int = 0
+    distances: int = 0
+    sink: int = 30
+    """First columns, always visited."""
+    recent: int = 100
+    """Shortest distances, always visited."""
+    block: int = 64
+
+    def choose(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Choice:
+        """The union of the tiles that kept columns and distances touch."""
+        layout, block, keys = context.layout, self.block, k.shape[2]
+        status, forced = own_and_first(layout, (block, block))
+        offset = _first_query_slot(layout)
+        column, distance = _columns_and_distances(q, k, context, offset)
+        kept_columns = self.columns or round(0.2 * self.share * keys)
+        kept_distances = self.distances or round(0.8 * self.share * keys)
+        columns = _best(column, kept_columns)
+        columns[..., : self.sink] = True
+        distances = _best(distance, kept_distances)
+        distances[..., : self.recent] = True
+        tiles = torch.nn.functional.pad(columns, (0, -keys % block)).unflatten(-1, (-1, block))
+        vertical = tiles.any(-1)[..., None, :]
+        slash = _touched(distances, offset, status.visible.shape[-2], block, tiles.shape[-2])
+        mask, visible, forced = align(vertical | slash, status.visible, forced)
+        return Choice(selection=Selection.of_mask((mask | forced) & visible, block, block))
+
+
+def _first_query_slot(layout: Layout) -> int:
+    """Key slot of the first query: queries are the last of the filled slots."""
+    filled = int((layout.k_position >= 0).flatten(0, 1).any(0).nonzero().amax()) + 1
+    return filled - layout.q_position.shape[-1]
+
+
+def _columns_and_distances(
+    q: Tensor, k: Tensor, context: Context, offset: int
+) -> tuple[Tensor, Tensor]:
+    """fp32 [B, H, Nk] each: mass of every column and of every distance."""
+    queries = q.shape[2]
+    rows = slice(max(0, queries - LAST_ROWS), queries)
+    scores = grouped_scores(q[:, :, rows], k) * context.scale
+    scores, seen = align(scores, context.layout.of_queries(rows).visible())
+    P = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1).nan_to_num(0.0)
+    slot = offset + torch.arange(rows.start, rows.stop, device=q.device)
+    column = slot[:, None] - torch.arange(k.shape[2], device=q.device)
+    shifted = torch.take_along_dim(P, column.clamp(min=0)[None, None], -1)
+    return P.sum(2), (shifted * (column >= 0)).sum(2)
+
+
+def _best(scores: Tensor, keep: int) -> Tensor:
+    """bool like ``scores``: the greatest ``keep`` of the last axis."""
+    chosen = scores.topk(min(keep, scores.shape[-1])).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+def _touched(
+    distances: Tensor, offset: int, query_tiles: int, block: int, key_tiles: int
+) -> Tensor:
+    """bool [B, H, nq, nk]: tiles that a kept distance passes through."""
+    keys = distances.shape[-1]
+    below = torch.nn.functional.pad(distances.long().cumsum(-1), (1, 0))
+    first = offset + block * torch.arange(query_tiles, device=distances.device)[:, None]
+    tile = block * torch.arange(key_tiles, device=distances.device)
+    least = (first - (tile + block - 1)).clamp(0, keys)
+    most = (first + block - tile).clamp(0, keys)
+    return below[..., most] > below[..., least]
+
+
+POLICY = VerticalSlash
