@@ -63,7 +63,7 @@ class VerticalSlash(Policy):
         kept_columns = self.columns or round(0.2 * self.share * keys)
         kept_distances = self.distances or round(0.8 * self.share * keys)
         columns = _best(column, kept_columns)
-        columns[..., : self.sink] = True
+        columns |= (layout.k_position >= 0) & (layout.k_position < self.sink)
         distances = _best(distance, kept_distances)
         distances[..., : self.recent] = True
         tiles = torch.nn.functional.pad(columns, (0, -keys % block)).unflatten(-1, (-1, block))
@@ -74,23 +74,28 @@ class VerticalSlash(Policy):
 
 
 def _first_query_slot(layout: Layout) -> int:
-    """Key slot of the first query: queries are the last of the filled slots."""
-    filled = int((layout.k_position >= 0).flatten(0, 1).any(0).nonzero().amax()) + 1
-    return filled - layout.q_position.shape[-1]
+    """Key slot of query slot 0, from a token that is both."""
+    text = int(layout.q_position.amax((1, 2)).argmax())
+    queries = layout.q_position[text, 0]
+    slot = int(queries.argmax())
+    keys = layout.k_position[min(text, len(layout.k_position) - 1), 0]
+    return int((keys == queries[slot]).nonzero()[0]) - slot
 
 
 def _columns_and_distances(
     q: Tensor, k: Tensor, context: Context, offset: int
 ) -> tuple[Tensor, Tensor]:
-    """fp32 [B, H, Nk] each: mass of every column and of every distance."""
-    queries = q.shape[2]
-    rows = slice(max(0, queries - LAST_ROWS), queries)
-    scores = grouped_scores(q[:, :, rows], k) * context.scale
-    scores, seen = align(scores, context.layout.of_queries(rows).visible())
+    """fp32 [B, H, Nk] each: mass of every column and of every distance, in the eyes of the last
+    queries."""
+    layout, keys = context.layout, k.shape[2]
+    rows = layout.q_position.topk(min(LAST_ROWS, q.shape[2])).indices
+    scores = grouped_scores(torch.take_along_dim(q, rows[..., None], 2), k) * context.scale
+    last = torch.take_along_dim(layout.q_position, rows, 2)
+    seen = layout.visible_between(last, layout.k_position[:, :, None])
+    scores, seen = align(scores, seen)
     P = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1).nan_to_num(0.0)
-    slot = offset + torch.arange(rows.start, rows.stop, device=q.device)
-    column = slot[:, None] - torch.arange(k.shape[2], device=q.device)
-    shifted = torch.take_along_dim(P, column.clamp(min=0)[None, None], -1)
+    column = (offset + rows)[..., None] - torch.arange(keys, device=q.device)
+    shifted = torch.take_along_dim(P, column.clamp(0, keys - 1), -1)
     return P.sum(2), (shifted * (column >= 0)).sum(2)
 
 
