@@ -86,8 +86,11 @@ def policy_class(name: str) -> type[Policy]:
     return found
 
 
-def policy_named(name: str, options: tuple[tuple[str, str], ...] = ()) -> Policy:
-    """A policy with its hyperparameters read from text; unknown options are errors."""
+def policy_named(text: str) -> Policy:
+    """A policy by name, with hyperparameters: ``moba`` or ``moba@block=64,keep=3``."""
+    name, _, rest = text.partition("@")
+    pairs = [item.partition("=") for item in rest.split(",") if rest]
+    options = tuple((option, value) for option, _, value in pairs)
     found: Policy = _build(policy_class(name), f"policy {name}", name, options)
     return found
 

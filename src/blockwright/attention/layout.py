@@ -95,7 +95,7 @@ class Layout:
             allowed=None if self.allowed is None else _take_keys(self.allowed, k_order),
         )
 
-    def of_queries(self, rows: slice) -> Layout:
+    def of_queries(self, rows: slice | Tensor) -> Layout:
         """The same keys, some of the query slots."""
         return replace(
             self,

@@ -17,16 +17,15 @@ HELD_ELEMENTS = 2**24
 
 
 def probabilities(
-    q: Tensor, k: Tensor, layout: Layout, scale: float, *, step: int = 1
-) -> Iterator[tuple[slice, Tensor]]:
-    """Query slots, a multiple of ``step``, and their fp32 probabilities [B, H, n, Nk]."""
-    batch, heads, queries, _ = q.shape
-    rows = max(1, HELD_ELEMENTS // (batch * heads * k.shape[2] * step)) * step
-    for start in range(0, queries, rows):
-        part = slice(start, min(start + rows, queries))
+    q: Tensor, k: Tensor, layout: Layout, scale: float, slots: Tensor, *, step: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some of the query ``slots``, a multiple of ``step``, and their fp32 probabilities
+    [B, H, n, Nk]."""
+    rows = max(1, HELD_ELEMENTS // (q.shape[0] * q.shape[1] * k.shape[2] * step)) * step
+    for part in slots.split(rows):
         scores = grouped_scores(q[:, :, part], k) * scale
-        seen = spread(layout.of_queries(part).visible(), heads)
-        yield part, torch.softmax(scores.masked_fill(~seen, -torch.inf), -1).nan_to_num(0.0)
+        seen = spread(layout.of_queries(part).visible(), q.shape[1])
+        yield part, torch.softmax(scores.masked_fill_(~seen, -torch.inf), -1).nan_to_num_(0.0)
 
 
 def tile_mass(
@@ -35,7 +34,8 @@ def tile_mass(
     """fp32 [B, H, nq, nk]: probabilities summed over each tile (slots, not tokens)."""
     query_block, key_block = blocks
     found = []
-    for _, chances in probabilities(q, k, layout, scale, step=query_block):
+    slots = torch.arange(q.shape[2], device=q.device)
+    for _, chances in probabilities(q, k, layout, scale, slots, step=query_block):
         columns = cut(chances, key_block, fill=0).sum(-1)
         missing = (0, 0, 0, -columns.shape[2] % query_block)
         rows = torch.nn.functional.pad(columns, missing)
@@ -43,13 +43,14 @@ def tile_mass(
     return torch.cat(found, 2)
 
 
-def row_recall(q: Tensor, k: Tensor, layout: Layout, scale: float, selection: Selection) -> Tensor:
-    """fp32 [B, H, Nq]: probability of each row that falls on visited tiles."""
+def row_recall(
+    q: Tensor, k: Tensor, layout: Layout, scale: float, selection: Selection, slots: Tensor
+) -> Tensor:
+    """fp32 [B, H, n]: probability of each query slot's row that falls on visited tiles."""
     tiles = spread(selection.to_mask(-(-k.shape[2] // selection.key_block)), q.shape[1])
     found = []
-    for part, chances in probabilities(q, k, layout, scale):
-        own = torch.arange(part.start, part.stop, device=q.device) // selection.query_block
+    for part, chances in probabilities(q, k, layout, scale, slots):
         mass = cut(chances, selection.key_block, fill=0).sum(-1)
-        mass, listed = align(mass, tiles[:, :, own])
+        mass, listed = align(mass, tiles[:, :, part // selection.query_block])
         found.append((mass * listed).sum(-1))
     return torch.cat(found, 2)

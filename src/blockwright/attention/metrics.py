@@ -26,14 +26,24 @@ def density(choice: Choice, context: Context) -> float:
     return float((tiles & status).sum() / status.sum())
 
 
-def mass_recall(q: Tensor, k: Tensor, choice: Choice, context: Context) -> float:
-    """Mean over query rows of the full probability that falls on visited pairs."""
-    layout = _call_layout(choice, context)
-    real = (layout.q_position >= 0).expand(q.shape[0], q.shape[1], -1)
+def mass_recall(
+    q: Tensor, k: Tensor, choice: Choice, context: Context, *, rows: int | None = None
+) -> float:
+    """Mean over query rows of the full probability that falls on visited pairs.
+
+    ``rows``: so many rows, drawn evenly from ``context.seed``, in place of all.
+    """
     if choice.selection is None:
         return 1.0
+    layout = _call_layout(choice, context)
     q, k, _ = arranged(q, k, k, layout)
-    return float(row_recall(q, k, layout, context.scale, choice.selection)[real].mean())
+    slots = torch.arange(q.shape[2])
+    if rows is not None and rows < len(slots):
+        generator = torch.Generator().manual_seed(context.seed)
+        slots = torch.randperm(len(slots), generator=generator)[:rows].sort().values
+    recall = row_recall(q, k, layout, context.scale, choice.selection, slots)
+    real = (layout.q_position[..., slots] >= 0).expand(recall.shape)
+    return float(recall[real].mean())
 
 
 def output_error(output: Tensor, dense: Tensor) -> float:
