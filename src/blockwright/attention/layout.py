@@ -105,6 +105,28 @@ class Layout:
             allowed=None if self.allowed is None else self.allowed[:, :, rows],
         )
 
+    def of_text(self, text: int, head: int) -> Layout:
+        """One text of the batch and one key/value head, as a batch of one."""
+
+        def own(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            texts = min(text, len(values) - 1)
+            heads = min(head, values.shape[1] - 1)
+            return values[texts : texts + 1, heads : heads + 1]
+
+        if self.allowed is not None:
+            raise ValueError("a free mask has query heads")
+        return replace(
+            self,
+            q_position=self.q_position[min(text, len(self.q_position) - 1)][None],
+            k_position=own(self.k_position),  # type: ignore[arg-type]
+            q_segment=own(self.q_segment),
+            k_segment=own(self.k_segment),
+            q_order=own(self.q_order),
+            k_order=own(self.k_order),
+        )
+
     def visible(self) -> Tensor:
         """bool [B or 1, h, Nq, Nk]"""
         seen = self.visible_between(

@@ -22,6 +22,7 @@ Checked: strided sums equal explicit antidiagonal means; recall against pooled m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockwright.attention.heads import align, grouped_scores, per_group
+from blockwright.attention.heads import grouped_scores, per_group
 from blockwright.attention.layout import NOWHERE, Layout
 from blockwright.attention.picking import own_and_first, pick_share, pick_top
 from blockwright.attention.policy import Choice, Context, Knob, Policy
@@ -78,20 +79,46 @@ class XAttention(Policy):
         """fp32 [B, H, nq, nk]"""
         S, per_tile = self.stride, self.block // self.stride
         layout = _strided(context.layout, S, self.block)
-        Q, K = (_concatenate(x, S, self.block) for x in (q, k))
-        Q = Q.unflatten(-1, (S, -1)).flip(-2).flatten(-2)
-        found = []
-        for start in range(0, Q.shape[2], TILES_AT_ONCE * per_tile):
-            part = slice(start, start + TILES_AT_ONCE * per_tile)
-            seen = layout.of_queries(part).visible()
-            last = int(seen.flatten(0, -2).any(0).nonzero().amax()) if bool(seen.any()) else 0
-            columns = (last // per_tile + 1) * per_tile
-            W = grouped_scores(Q[:, :, part], K[:, :, :columns]) * (context.scale / (S * self.norm))
-            W, seen = align(W, seen[..., :columns])
-            W = torch.softmax(W.masked_fill_(~seen, -torch.inf), -1).nan_to_num_(0.0)
-            W = W.view(*W.shape[:2], -1, per_tile, columns // per_tile, per_tile).sum((3, 5))
-            found.append(F.pad(W, (0, (K.shape[2] - columns) // per_tile)))
-        return torch.cat(found, 2)
+        factor = context.scale / (S * self.norm)
+        scored = [
+            _mass_of_head(queries[None], keys[None], layout, head, per_tile, factor)
+            for queries, keys, head in self._heads(q, k)
+        ]
+        return torch.cat(scored, 1).view(*q.shape[:2], *scored[0].shape[2:])
+
+    def _heads(self, q: Tensor, k: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
+        """Strided queries [G, n, S D] (reversed within S) and keys [1, n, S D] of each key/value
+        head: in fp32, so one at a time."""
+        groups = q.shape[1] // k.shape[1]
+        for text in range(q.shape[0]):
+            for head in range(k.shape[1]):
+                Q = _concatenate(
+                    q[text, head * groups : (head + 1) * groups], self.stride, self.block
+                )
+                K = _concatenate(k[text, head : head + 1], self.stride, self.block)
+                yield (
+                    Q.unflatten(-1, (self.stride, -1)).flip(-2).flatten(-2),
+                    K.float(),
+                    (text, head),
+                )
+
+
+def _mass_of_head(
+    Q: Tensor, K: Tensor, layout: Layout, head: tuple[int, int], per_tile: int, factor: float
+) -> Tensor:
+    """fp32 [1, G, nq, nk] of one key/value head's queries, some tiles at a time."""
+    layout = layout.of_text(*head)
+    found = []
+    for start in range(0, Q.shape[2], TILES_AT_ONCE * per_tile):
+        part = slice(start, start + TILES_AT_ONCE * per_tile)
+        seen = layout.of_queries(part).visible()
+        some = seen.flatten(0, -2).any(0).nonzero()
+        columns = (int(some.amax()) // per_tile + 1 if len(some) else 1) * per_tile
+        W = grouped_scores(Q[:, :, part], K[:, :, :columns]).mul_(factor)
+        W = torch.softmax(W.masked_fill_(~seen[..., :columns], -torch.inf), -1).nan_to_num_(0.0)
+        W = W.view(*W.shape[:2], -1, per_tile, columns // per_tile, per_tile).sum((3, 5))
+        found.append(F.pad(W, (0, (K.shape[2] - columns) // per_tile)))
+    return torch.cat(found, 2)
 
 
 def _strided(layout: Layout, S: int, block: int) -> Layout:
@@ -117,9 +144,9 @@ def _strided(layout: Layout, S: int, block: int) -> Layout:
 
 
 def _concatenate(x: Tensor, S: int, block: int) -> Tensor:
-    """[B, h, N, D] -> [B, h, ceil(N / block) * block / S, S * D]"""
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % block))
-    return x.reshape(*x.shape[:2], -1, S * x.shape[-1])
+    """[h, N, D] -> [h, ceil(N / block) * block / S, S * D]"""
+    x = F.pad(x, (0, 0, 0, -x.shape[1] % block))
+    return x.reshape(len(x), -1, S * x.shape[-1])
 
 
 POLICY = XAttention
