@@ -23,6 +23,8 @@ SMALL: dict[str, Any] = {
     "part": 16,
 }
 OWN: dict[str, dict[str, Any]] = {
+    "pbs": {"keep": 0, "threshold": 0.5},
+    "s2o": {"eps": 0.0, "cap": 0.2},
     "xattention": {"keep": 0, "threshold": 0.5},
 }
 """Where one value does not suit all."""
