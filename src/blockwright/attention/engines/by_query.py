@@ -16,7 +16,7 @@ from blockwright.attention.partial import Partial
 from blockwright.attention.selection import Selection
 from blockwright.attention.tiles import PairMask, tile_status
 
-GATHER_BYTES = 8 * 2**20
+GATHER_BYTES = 2 * 2**20
 """Keys and values gathered for one batch; more would be written to fresh pages every time."""
 WASTE = 8
 """Lists of one batch differ by at most a part of ``WASTE`` in length."""
