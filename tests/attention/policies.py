@@ -23,6 +23,7 @@ SMALL: dict[str, Any] = {
     "part": 16,
 }
 OWN: dict[str, dict[str, Any]] = {
+    "blade": {"samples": 4, "least": 0.0, "most": 1.0, "threshold": 0.6, "window": 0},
     "pbs": {"keep": 0, "threshold": 0.5},
     "s2o": {"eps": 0.0, "cap": 0.2},
     "xattention": {"keep": 0, "threshold": 0.5},

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from blockwright.attention.engines import cpu, ref
-from blockwright.attention.engines.products import product
+from blockwright.attention.engines.products import Product, product
 from blockwright.attention.heads import spread
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial, merge, with_sink
 from blockwright.attention.policies.dense import Dense
 from blockwright.attention.policy import Choice, Context, Policy
+from blockwright.attention.sage import PRECISIONS
 from blockwright.attention.selection import Selection
 from blockwright.attention.stopping import attend_until
 from blockwright.errors import AttentionError
@@ -45,19 +46,25 @@ def attention(
     padding: Tensor | None = None,
     window: int | None = None,
     scale: float | None = None,
+    precision: str = "native",
 ) -> Tensor:
     """Attention of q [B, H, Nq, D] over k [B, Hkv, Nk, D] and v [B, Hkv, Nk, Dv]: [B, H, Nq, Dv].
 
     ``padding`` is bool [B, Nk], False where there is no token; ``scale`` is 1/sqrt(D) by default.
     Queries are the last Nq tokens.  ``policy`` is a name, or a policy with its own
     hyperparameters; see ``blockwright.attention.policies``.  Key/value heads are shared by
-    H / Hkv query heads each.  Raises ``AttentionError`` for shapes that do not fit and for a
-    policy that cannot do what is asked.
+    H / Hkv query heads each.  ``precision`` is native, sage4 or sage8 (simulated).
+
+    Raises ``AttentionError`` for shapes that do not fit and for a policy that cannot do what is
+    asked.
     """
     check_shapes(q, k, v)
     layout = padded_layout(q, k, padding, causal=causal, window=window)
     context = Context(layout=layout, scale=default_scale(q) if scale is None else scale)
-    return attend(q, k, v, policy=policy, context=context).output
+    if precision not in PRECISIONS:
+        raise AttentionError(f"unknown precision {precision!r} (known: {', '.join(PRECISIONS)})")
+    multiply = PRECISIONS[precision]
+    return attend(q, k, v, policy=policy, context=context, multiply=multiply).output
 
 
 def attend(
@@ -70,16 +77,20 @@ def attend(
     engine: str = "cpu",
     sinks: Tensor | None = None,
     logit_cap: float | None = None,
+    multiply: Product | None = None,
 ) -> Attended:
     """Attention with everything that surrounds it said; the result with its log-sum-exp.
 
     ``sinks`` [H] are logits of one more key per head, of value zero; scores become
-    ``logit_cap * tanh(score / logit_cap)``.
+    ``logit_cap * tanh(score / logit_cap)``; ``multiply`` computes the tiles in place of the
+    engine's own product.
     """
     policy = policy_named(policy) if isinstance(policy, str) else policy
     policy = _able(policy, q, context)
     with torch.no_grad():
         choice = policy.choose(q, k, v, context)
+    if multiply is not None:
+        choice = replace(choice, multiply=multiply)
     part, selection = compute(q, k, v, choice, context, engine=engine, logit_cap=logit_cap)
     choice = replace(choice, selection=selection)
     part = policy.finish(part, q, k, v, choice, context)

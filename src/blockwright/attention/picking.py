@@ -8,7 +8,7 @@ from torch import Tensor
 from blockwright.attention.heads import align
 from blockwright.attention.layout import Layout
 from blockwright.attention.selection import Selection
-from blockwright.attention.tiles import TileStatus, cut, tile_status
+from blockwright.attention.tiles import TileStatus, cut, filled_up, tile_status
 
 
 def pick_top(
@@ -74,7 +74,7 @@ def pooled_mean(x: Tensor, position: Tensor, block: int) -> Tensor:
     token = position >= 0
     count = cut(token, block, fill=0).sum(-1).clamp(min=1)
     x = x if bool(token.all()) else x * token[..., None]
-    missing = -x.shape[2] % block
-    padded = torch.nn.functional.pad(x, (0, 0, 0, missing))
-    tiles = padded.view(*x.shape[:2], -1, block, x.shape[-1])
-    return tiles.sum(3, dtype=torch.float32) / count[..., None]
+    tiles = filled_up(x, block).view(*x.shape[:2], -1, block, x.shape[-1])
+    heads = tiles.flatten(0, 1)  # one at a time: the sum in fp32 copies its argument
+    total = torch.stack([head.sum(1, dtype=torch.float32) for head in heads])
+    return total.view(*x.shape[:2], -1, x.shape[-1]) / count[..., None]

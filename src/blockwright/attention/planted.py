@@ -36,6 +36,8 @@ class Preset:
     segment: int = 96
     """Tokens of a run that share a topic."""
     level: float = 0.0
+    column_level: float | None = None
+    """Of the columns, where it is another."""
 
 
 PRESETS = {
@@ -98,7 +100,9 @@ def _plant_head(preset: Preset, tokens: int, seed: int) -> tuple[Tensor, Tensor,
     amplitude = math.sqrt(preset.level * math.sqrt(WIDTH))
     if preset.columns:
         chosen = torch.randperm(tokens, generator=generator)[: preset.columns]
-        _plant_columns(q, k, 0, torch.cat([chosen, torch.zeros(1, dtype=torch.long)]), amplitude)
+        level = preset.level if preset.column_level is None else preset.column_level
+        height = math.sqrt(level * math.sqrt(WIDTH))
+        _plant_columns(q, k, 0, torch.cat([chosen, torch.zeros(1, dtype=torch.long)]), height)
     if preset.scattered:
         chosen = torch.randperm(tokens, generator=generator)[: int(preset.scattered * tokens)]
         _plant_columns(q, k, 1, chosen, amplitude)

@@ -12,6 +12,12 @@ from blockwright.attention.heads import align, spread
 from blockwright.attention.layout import NOWHERE, PADDING, SEES_ALL, SHARED, Layout
 
 
+def filled_up(x: Tensor, size: int) -> Tensor:
+    """[..., N, D] with zero rows up to a multiple of ``size``; itself where none are missing."""
+    missing = -x.shape[-2] % size
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
 @dataclass(frozen=True, kw_only=True)
 class TileStatus:
     """bool [B or 1, h, nq, nk] each."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.attention.engines.products import Product
@@ -14,7 +13,7 @@ from blockwright.attention.heads import spread
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial
 from blockwright.attention.selection import Selection
-from blockwright.attention.tiles import PairMask, tile_status
+from blockwright.attention.tiles import PairMask, filled_up, tile_status
 
 GATHER_BYTES = 2 * 2**20
 """Keys and values gathered for one batch; more would be written to fresh pages every time."""
@@ -106,7 +105,7 @@ def make_rows(q: Tensor, k: Tensor, selection: Selection, layout: Layout) -> Row
 
 def stack_queries(q: Tensor, heads: int, query_block: int) -> Tensor:
     """[B, H, Nq, D] -> [B * heads * nq, G * query_block, D]."""
-    q = F.pad(q, (0, 0, 0, -q.shape[2] % query_block))
+    q = filled_up(q, query_block)
     batch, all_heads, _, width = q.shape
     tiles = q.reshape(batch, heads, all_heads // heads, -1, query_block, width)
     return tiles.transpose(2, 3).reshape(-1, tiles.shape[2] * query_block, q.shape[-1])
@@ -114,7 +113,7 @@ def stack_queries(q: Tensor, heads: int, query_block: int) -> Tensor:
 
 def flat_tiles(x: Tensor, key_block: int) -> Tensor:
     """[B, Hkv, Nk, D] -> [B * Hkv * nk, key_block * D]"""
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % key_block))
+    x = filled_up(x, key_block)
     return x.reshape(-1, key_block * x.shape[-1])
 
 

@@ -6,7 +6,7 @@ Idea:    key blocks are experts and the mean key is the router.  There are no pa
          trained through.  It is weak on narrow diagonals, which a mean cannot see.
 
 Equations -> code
-    g[i, t] = q_i . mean(k of t), past blocks only     choose
+    g[i, t] = q_i . mean(k of t), past blocks only     routing.route
     own block and the best keep - 1                    pick_top
 Shapes:  g [B, H, N, nk].
 Cost:    1 / (2 block) of dense; density about 2 keep block / N.
@@ -21,18 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from blockwright.attention.heads import grouped_scores
-from blockwright.attention.layout import Layout
-from blockwright.attention.picking import pick_top, pooled_mean
 from blockwright.attention.policy import Choice, Context, Knob, Policy
-from blockwright.attention.selection import Selection
-from blockwright.attention.tiles import tile_status
-
-HELD_ELEMENTS = 2**22
-"""Router scores held at once."""
+from blockwright.attention.routing import route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +42,6 @@ class Moba(Policy):
     def choose(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Choice:
         """Router scores in fp32, some tokens at a time."""
         return Choice(selection=route(q, k, context.layout, self.block, self.keep))
-
-
-def route(q: Tensor, k: Tensor, layout: Layout, block: int, keep: int) -> Selection:
-    """Own block and the best past ones of every token."""
-    means = pooled_mean(k, layout.k_position, block)
-    step = max(1, HELD_ELEMENTS // (q.shape[0] * q.shape[1] * means.shape[2]))
-    parts = []
-    for start in range(0, q.shape[2], step):
-        part = slice(start, start + step)
-        status = tile_status(layout.of_queries(part), 1, block)
-        gate = grouped_scores(q[:, :, part], means)
-        parts.append(pick_top(gate, status.visible, status.own, keep, blocks=(1, block)))
-    longest = max(part.index.shape[-1] for part in parts)
-    index = [
-        torch.nn.functional.pad(part.index, (0, longest - part.index.shape[-1])) for part in parts
-    ]
-    count = torch.cat([part.count for part in parts], -1)
-    return Selection(query_block=1, key_block=block, index=torch.cat(index, -2), count=count)
 
 
 POLICY = Moba

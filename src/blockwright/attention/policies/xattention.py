@@ -35,6 +35,7 @@ from blockwright.attention.heads import per_group
 from blockwright.attention.layout import NOWHERE, Layout
 from blockwright.attention.picking import own_and_first, pick_share, pick_top
 from blockwright.attention.policy import Choice, Context, Knob, Policy
+from blockwright.attention.tiles import filled_up
 from blockwright.errors import AttentionError
 
 TILES_AT_ONCE = 16
@@ -142,7 +143,7 @@ def _strided(layout: Layout, S: int, block: int) -> Layout:
 
 def _concatenate(x: Tensor, S: int, block: int) -> Tensor:
     """[h, N, D] -> [h, ceil(N / block) * block / S, S * D]"""
-    x = F.pad(x, (0, 0, 0, -x.shape[1] % block))
+    x = filled_up(x, block)
     return x.reshape(len(x), -1, S * x.shape[-1])
 
 
