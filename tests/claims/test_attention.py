@@ -15,8 +15,8 @@ from blockwright.attention import Context, Layout, attend
 from blockwright.attention.heads import grouped_scores
 from blockwright.attention.metrics import density, mass_recall, output_error
 from blockwright.attention.planted import PRESETS, Planted, Preset, plant
-from blockwright.attention.policies.flashmoba import FlashMoba, signal_to_noise
 from blockwright.attention.policies.moba import Moba
+from blockwright.attention.policies.moba_fine import FineMoba, signal_to_noise
 from blockwright.attention.policies.pbs import Pbs
 from blockwright.attention.policies.pisa import Pisa
 from blockwright.attention.policies.quest import Quest, page_bound
@@ -81,6 +81,7 @@ def recall(policy: str, preset: str) -> float:
 
 @claim(
     method="window",
+    family="attention",
     paper=Window.paper,
     says="what lies between sinks and window is lost",
     measures="recall below the oracle's on mixed, 4096 tokens, density 0.23",
@@ -96,6 +97,7 @@ def test_a_window_is_far_below_the_oracle() -> float:
 
 @claim(
     method="vertical_slash",
+    family="attention",
     paper=VerticalSlash.paper,
     says="diagonals that the last queries show are found",
     measures="recall above random's on slash, 8 columns and 32 distances, 4096 tokens",
@@ -108,6 +110,7 @@ def test_vertical_slash_finds_diagonals() -> float:
 
 @claim(
     method="vertical_slash",
+    family="attention",
     paper=VerticalSlash.paper,
     says="topics are beyond it (its known limit)",
     measures="recall above pooled means' on cluster, 4096 tokens",
@@ -123,6 +126,7 @@ def test_vertical_slash_misses_topics() -> float:
 
 @claim(
     method="mean",
+    family="attention",
     paper=policy_class("mean").paper,
     says="pooled scores find tiles",
     measures="recall above random's on vert, slash, cluster, mixed, 4096 tokens, density 0.23",
@@ -136,6 +140,7 @@ def test_pooled_means_find_tiles() -> Iterator[float]:
 
 @claim(
     method="quest",
+    family="attention",
     paper=Quest.paper,
     says="the page score bounds every key of the page from above",
     measures="bound minus greatest q . k of the page, 64 queries, 32 pages, 3 seeds",
@@ -169,6 +174,7 @@ def needle_hits(policy: str) -> float:
 
 @claim(
     method="quest",
+    family="attention",
     paper=Quest.paper,
     says="one hot key cannot hide in its page",
     measures="share of 100 planted keys (12 nats) found, pages of 16, 16 of 256 kept",
@@ -184,6 +190,7 @@ def test_quest_finds_a_hot_key() -> float:
 
 @claim(
     method="xattention",
+    family="attention",
     paper=XAttention.paper,
     says="one strided product gives antidiagonal means",
     measures="greatest difference from explicit softmaxed antidiagonal means, 128 tokens, S 8",
@@ -207,6 +214,7 @@ def test_strided_products_are_antidiagonal_means() -> float:
 
 @claim(
     method="xattention",
+    family="attention",
     paper=XAttention.paper,
     says="antidiagonals see more than pooled means",
     measures="mean recall above pooled means' on slash, cluster, mixed, density 0.23",
@@ -220,6 +228,7 @@ def test_antidiagonals_beat_pooled_means() -> float:
 
 @claim(
     method="xattention",
+    family="attention",
     paper=XAttention.paper,
     says="antidiagonals find nearly what the true masses say",
     measures="recall below the oracle's on vert, slash, cluster, mixed, density 0.23",
@@ -236,6 +245,7 @@ def test_xattention_is_near_the_oracle() -> Iterator[float]:
 
 @claim(
     method="moba",
+    family="attention",
     paper=Moba.paper,
     says="routing tokens by mean keys finds topics and mixtures",
     measures="recall on cluster and mixed, 8 of 64 blocks of 64, 4096 tokens",
@@ -248,6 +258,7 @@ def test_moba_finds_topics() -> Iterator[float]:
 
 @claim(
     method="moba",
+    family="attention",
     paper=Moba.paper,
     says="it is attention under an explicit mask of own and routed blocks",
     measures="greatest difference from masked softmax attention, 200 tokens, blocks of 16",
@@ -276,8 +287,9 @@ def test_moba_is_masked_attention() -> float:
 
 
 @claim(
-    method="flashmoba",
-    paper=FlashMoba.paper,
+    method="moba_fine",
+    family="attention",
+    paper=FineMoba.paper,
     says="the signal-to-noise ratio predicts how often the right block wins",
     measures="predicted minus simulated share of wins, D 64, blocks of 128, 64, 16, 20000 pairs",
     at_least=-0.04,
@@ -301,8 +313,9 @@ def test_the_router_model_predicts_wins() -> Iterator[float]:
 
 
 @claim(
-    method="flashmoba",
-    paper=FlashMoba.paper,
+    method="moba_fine",
+    family="attention",
+    paper=FineMoba.paper,
     says="at equal density, smaller blocks find more",
     measures="needle recall gained by each halving of the block, 128 to 16, an eighth kept",
     at_least=0.05,
@@ -333,6 +346,7 @@ def needle_recall(block: int, tokens: int = 2048) -> float:
 
 @claim(
     method="pbs",
+    family="attention",
     paper=Pbs.paper,
     says="sorting keys inside segments packs scattered mass into few tiles",
     measures="recall above unpermuted pooled tiles' at density 0.43 on scatter, segments of 512",
@@ -345,6 +359,7 @@ def test_permuted_keys_need_fewer_tiles() -> float:
 
 @claim(
     method="pbs",
+    family="attention",
     paper=Pbs.paper,
     says="sorting keys inside segments packs scattered mass into few tiles",
     measures="output error over that of unpermuted pooled tiles, scatter, density 0.43",
@@ -357,6 +372,7 @@ def test_permuted_keys_lower_the_error() -> float:
 
 @claim(
     method="s2o",
+    family="attention",
     paper=S2o.paper,
     says="single keys in order of importance, stopped early, need a small density",
     measures="output error on scatter, and a third of the density, eps 0.01, 4096 tokens",
@@ -371,6 +387,7 @@ def test_early_stop_keeps_scattered_keys() -> Iterator[float]:
 
 @claim(
     method="s2o",
+    family="attention",
     paper=S2o.paper,
     says="a smaller eps visits more",
     measures="density lost by going from eps 0.1 to 0.01 to 0.001 on mixed, 1024 tokens",
@@ -406,6 +423,7 @@ def tail_errors(preset: Preset, seed: int) -> list[float]:
 
 @claim(
     method="pisa",
+    family="attention",
     paper=Pisa.paper,
     says="the first order serves flat attention, where dropping tiles fails",
     measures="output error over that of dropping, flat noise, density 0.15, 2048 tokens, 2 seeds",
@@ -420,6 +438,7 @@ def test_first_order_tails_serve_flat_attention() -> Iterator[float]:
 
 @claim(
     method="pisa",
+    family="attention",
     paper=Pisa.paper,
     says="tails recover most of what dropping tiles loses, the first order more",
     measures="error with tail over without on cluster (6 nats), and order 1 over order 0, 2 seeds",
@@ -435,6 +454,7 @@ def test_tails_recover_dropped_tiles() -> Iterator[float]:
 
 @claim(
     method="pisa",
+    family="attention",
     paper=Pisa.paper,
     says="tails are exact where keys and values are constant inside tiles",
     measures="output error, 512 tokens, tiles of 64, one tile exact",

@@ -46,6 +46,7 @@ def judged(policy: Policy, data: Planted) -> tuple[float, float]:
 
 @claim(
     method="llsa",
+    family="attention",
     paper=Llsa.paper,
     says="searching level by level finds what the flat search finds",
     measures="recall of two levels over that of one, cluster (7 nats), 4096 tokens, K 8 and 16",
@@ -61,6 +62,7 @@ def test_the_hierarchical_search_finds_what_the_flat_one_does() -> Iterator[floa
 
 @claim(
     method="llsa",
+    family="attention",
     paper=Llsa.paper,
     says="means of what was not visited keep the global picture",
     measures="error with means over error without, one level, cluster, 4096 tokens, K 8 and 16",
@@ -76,6 +78,7 @@ def test_means_of_unvisited_blocks_lower_the_error() -> Iterator[float]:
 
 @claim(
     method="llsa",
+    family="attention",
     paper=Llsa.paper,
     says="two levels with means still cover every token once",
     measures="output error, 1024 tokens constant in runs of 256, two levels, K 2",
@@ -93,6 +96,7 @@ def test_levels_cover_every_token_once() -> float:
 
 @claim(
     method="blade",
+    family="attention",
     paper=Blade.paper,
     says="a few sampled tokens per tile find the tiles",
     measures="recall minus the oracle's, then minus random's less 0.4; 4 of 32 tiles, cluster and "
@@ -109,6 +113,7 @@ def test_sampled_tokens_find_tiles() -> Iterator[float]:
 
 @claim(
     method="blade",
+    family="attention",
     paper=Blade.paper,
     says="with every token sampled, scores are those of exact row maxima",
     measures="greatest difference from explicit scores, 256 tokens, tiles of 32",
@@ -154,6 +159,7 @@ def sage_error(settings: Sage) -> float:
 
 @claim(
     method="sage",
+    family="attention",
     paper=Sage.paper,
     says="taking means out of K and Q makes 4 bits enough",
     measures="error with both means over that with none, INT4, outlier channels, 1024 tokens",
@@ -166,6 +172,7 @@ def test_smoothing_makes_four_bits_enough() -> float:
 
 @claim(
     method="sage",
+    family="attention",
     paper=Sage.paper,
     says="taking the mean out of V halves the error of 8-bit floats",
     measures="error with over without, INT8 scores, 1024 tokens",
@@ -178,6 +185,7 @@ def test_smoothing_values_halves_the_error() -> float:
 
 @claim(
     method="sage",
+    family="attention",
     paper=Sage.paper,
     says="without rounding, taking means out changes nothing",
     measures="greatest difference of outputs and of log-sum-exps from plain attention",

@@ -1,4 +1,4 @@
-"""FlashMoBA: MoBA with small blocks, which route better, and a schedule that makes them fast.
+"""Fine MoBA (FlashMoBA): MoBA with small blocks, and a schedule that makes them fast.
 
 Paper:   G. Xiao et al., "Optimizing Mixture of Block Attention", 2025.
 Idea:    the router must tell one good block from many noisy ones.  With delta between the mean
@@ -13,7 +13,8 @@ Equations -> code
 Shapes:  as in moba.
 Cost:    1 / (2 block) of dense to route.
 Differs from the paper: 1. the short convolution over keys belongs to training and is not here.
-         2. the gate is held for some tokens at a time, not streamed.
+         2. the gate is held for some tokens at a time, not streamed.  3. the name: transformers
+         takes any attention implementation with "flash" in its name for its own kernels.
 Checked: pair order against simulation, recall as blocks shrink, tests/claims/test_attention.py.
 """
 
@@ -30,7 +31,7 @@ from blockwright.attention.routing import route
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlashMoba(Policy):
+class FineMoba(Policy):
     """``keep`` blocks of ``block`` tokens per token, its own included."""
 
     paper: ClassVar[str] = "Xiao et al., Optimizing Mixture of Block Attention, 2025"
@@ -51,4 +52,4 @@ def signal_to_noise(delta: float, width: int, block: int) -> float:
     return delta * math.sqrt(width / (2 * block))
 
 
-POLICY = FlashMoba
+POLICY = FineMoba
