@@ -12,7 +12,8 @@
     │   ├── RecipeError        a recipe that is damaged, or no longer finds what it was made with
     │   ├── ProfileError       a machine profile that is damaged or of another machine
     │   ├── OutputError        the output folder, disk space, permissions
-    │   └── LibraryError       a damaged or busy library
+    │   ├── LibraryError       a damaged or busy library
+    │   └── AttentionError     a policy, shape or option that attention cannot take
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
     └── StatisticMissingError  a method read a statistic that it did not declare
 
@@ -72,6 +73,10 @@ class OutputError(UserError):
 
 class LibraryError(UserError):
     """The library is damaged or in use."""
+
+
+class AttentionError(UserError):
+    """A policy, shape or option that attention cannot take."""
 
 
 class NumericalError(BlockwrightError):

@@ -1,7 +1,8 @@
-"""Formats and methods by name: a file's name is the name; files are imported only when asked for.
+"""Formats, methods and attention policies by name: a file's name is the name.
 
-``formats/int.py`` answers to ``int4-g64`` (the letters before the first digit or dash), and
-``methods/quantize/gptq.py`` to ``gptq``.  A file that fails to import raises its own error.
+``formats/int.py`` answers to ``int4-g64`` (the letters before the first digit or dash),
+``methods/quantize/gptq.py`` to ``gptq``, ``attention/policies/moba.py`` to ``moba``.  Files are
+imported only when asked for; one that fails to import raises its own error.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import pkgutil
 import re
 from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import blockwright.formats
 import blockwright.methods
-from blockwright.errors import CandidateError
+from blockwright.errors import AttentionError, CandidateError
 from blockwright.types import Candidate, Format, LinearMethod
+
+if TYPE_CHECKING:
+    from blockwright.attention.policy import Policy
 
 FAMILIES = ("quantize", "sparsify", "lowrank", "depth")
 
@@ -65,16 +69,30 @@ def method_class(name: str) -> type[LinearMethod]:
 
 def method_named(name: str, options: tuple[tuple[str, str], ...] = ()) -> LinearMethod:
     """A method with its hyperparameters read from text; unknown options are errors."""
-    cls = method_class(name)
-    defaults = {item.name: item.default for item in fields(cls)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for option, text in options:
-        if option not in defaults:
-            raise CandidateError(
-                f"method {name} has no option {option!r}{_nearest(option, defaults)}"
-            )
-        values[option] = _parse_option(f"{name}@{option}", text, defaults[option])
-    return cls(**values)
+    found: LinearMethod = _build(method_class(name), f"method {name}", name, options)
+    return found
+
+
+def policy_names() -> tuple[str, ...]:
+    """Names of all attention policies."""
+    return _files(import_module("blockwright.attention.policies"))
+
+
+def policy_class(name: str) -> type[Policy]:
+    """The policy class of a file."""
+    if name not in policy_names():
+        raise AttentionError(f"unknown policy {name!r}{_nearest(name, policy_names())}")
+    found: type[Policy] = import_module(f"blockwright.attention.policies.{name}").POLICY
+    return found
+
+
+def policy_named(text: str) -> Policy:
+    """A policy by name, with hyperparameters: ``moba`` or ``moba@block=64,keep=3``."""
+    name, _, rest = text.partition("@")
+    pairs = [item.partition("=") for item in rest.split(",") if rest]
+    options = tuple((option, value) for option, _, value in pairs)
+    found: Policy = _build(policy_class(name), f"policy {name}", name, options)
+    return found
 
 
 def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
@@ -106,6 +124,17 @@ def _name_of(method: LinearMethod) -> str:
 def _fillers(format: Format) -> list[str]:
     """Methods that can fill a format."""
     return [name for name in method_names() if isinstance(format, method_class(name).fills)]
+
+
+def _build(cls: Any, what: str, name: str, options: tuple[tuple[str, str], ...]) -> Any:
+    """An object of a dataclass with hyperparameters read from text."""
+    defaults = {item.name: item.default for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for option, text in options:
+        if option not in defaults:
+            raise CandidateError(f"{what} has no option {option!r}{_nearest(option, defaults)}")
+        values[option] = _parse_option(f"{name}@{option}", text, defaults[option])
+    return cls(**values)
 
 
 def _files(package: Any) -> tuple[str, ...]:

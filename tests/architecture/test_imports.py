@@ -33,12 +33,13 @@ ALLOWED: dict[str, set[str]] = {
     "loading": {"checkpoint", "anatomy", "formats"},
     "refine": {"stream", "tuning"},
     "heal": {"stream", "tuning"},
+    "attention": {"numerics"},
 }
 SPECIAL: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "types": {"errors"},
-    "registry": {"types", "errors", "formats", "methods"},
+    "registry": {"types", "errors", "formats", "methods", "attention"},
     "_transformers_hook": {"loading"},
     "__init__": {"api", "fitting", "types", "_transformers_hook"},
     "fitting": {"pipeline", "types", "progress"},

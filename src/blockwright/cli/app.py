@@ -16,7 +16,18 @@ import typer
 from typer.main import get_command
 
 from blockwright import __version__
-from blockwright.cli import demo, evaluate, fit, generate, inspect, library, methods, plan, profile
+from blockwright.cli import (
+    bench,
+    demo,
+    evaluate,
+    fit,
+    generate,
+    inspect,
+    library,
+    methods,
+    plan,
+    profile,
+)
 from blockwright.errors import UserError
 
 app = typer.Typer(
@@ -36,6 +47,7 @@ app.command("generate")(generate.generate)
 app.command("methods")(methods.methods)
 app.add_typer(library.app, name="library")
 app.command("demo")(demo.demo)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(asked: bool) -> None:

@@ -1,0 +1,180 @@
+"""One policy against fused dense attention on planted data: what it keeps and what it costs."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from blockwright.attention.budget import meet_density, name_of
+from blockwright.attention.calling import attend
+from blockwright.attention.layout import Layout
+from blockwright.attention.metrics import density, mass_recall, output_error
+from blockwright.attention.planted import WIDTH, plant, preset_named
+from blockwright.attention.policy import Context, Policy
+from blockwright.errors import AttentionError
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RECALL_ROWS = 2048
+"""Query rows on which recall is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is run."""
+
+    tokens: int
+    data: str = "mixed"
+    heads: int = 4
+    kv_heads: int = 4
+    dtype: str = "bfloat16"
+    seed: int = 0
+    threads: int | None = None
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        preset_named(self.data)
+        if self.heads % self.kv_heads:
+            raise AttentionError(
+                f"bench: {self.kv_heads} key/value heads do not divide {self.heads} heads"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was found; seconds are medians, taken in turn with dense attention."""
+
+    policy: str
+    options: dict[str, Any]
+    setting: Setting
+    density: float
+    """Visited tiles over visible ones."""
+    mass_recall: float
+    output_error: float
+    seconds: float
+    """Choosing included."""
+    dense_seconds: float
+    ratio: float
+    peak_bytes: int | None
+    """Inputs, and what one call takes beyond them, in a process of its own; None where the system
+    cannot tell (it needs Linux)."""
+    dense_peak_bytes: int | None
+
+
+def bench(policy: Policy, setting: Setting, *, target: float | None = None) -> Figures:
+    """Measure a policy; ``target`` moves its budget to that density first."""
+    if not policy.causal:
+        raise AttentionError(f"bench: policy {name_of(policy)} is not for causal attention")
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    q, k, v = made_inputs(setting)
+    context = made_context(setting)
+    if target is not None:
+        policy, _ = meet_density(
+            policy,
+            target,
+            setting.tokens,
+            lambda tried: density(tried.choose(q, k, v, context), context),
+        )
+    done = attend(q, k, v, policy=policy, context=context)
+    seconds, dense_seconds = _in_turn(
+        lambda: attend(q, k, v, policy=policy, context=context),
+        lambda: fused_dense(q, k, v),
+        setting.repeats,
+    )
+    return Figures(
+        policy=name_of(policy),
+        options=asdict(policy),  # type: ignore[call-overload]
+        setting=setting,
+        density=density(done.choice, context),
+        mass_recall=mass_recall(q, k, done.choice, context, rows=RECALL_ROWS),
+        output_error=output_error(done.output, fused_dense(q, k, v)),
+        seconds=seconds,
+        dense_seconds=dense_seconds,
+        ratio=seconds / dense_seconds,
+        peak_bytes=_peak_bytes(policy, setting),
+        dense_peak_bytes=_peak_bytes(None, setting),
+    )
+
+
+def made_inputs(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
+    """Planted q [1, H, N, 64], k and v [1, Hkv, N, 64]."""
+    data = plant(preset_named(setting.data), setting.tokens, heads=setting.heads, seed=setting.seed)
+    dtype = getattr(torch, setting.dtype)
+    kept = slice(None, None, setting.heads // setting.kv_heads)
+    return data.q.to(dtype), data.k[:, kept].to(dtype), data.v[:, kept].to(dtype)
+
+
+def made_context(setting: Setting) -> Context:
+    """Causal, no padding."""
+    layout = Layout.plain(setting.tokens, setting.tokens)
+    return Context(layout=layout, scale=WIDTH**-0.5, seed=setting.seed)
+
+
+def fused_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's fused causal attention."""
+    shared = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
+
+
+def _in_turn(
+    first: Callable[[], object], second: Callable[[], object], repeats: int
+) -> tuple[float, float]:
+    """Median seconds of both, run alternately after one unmeasured run."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for number in range(repeats + 1):
+        for run, seconds in zip((first, second), taken, strict=True):
+            began = time.perf_counter()
+            run()
+            if number:
+                seconds.append(time.perf_counter() - began)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def _peak_bytes(policy: Policy | None, setting: Setting) -> int | None:
+    """Measured in a fresh process, so that nothing freed earlier hides what a call takes."""
+    if not CLEAR_REFS.exists():
+        return None
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_peak, (policy, setting))
+
+
+def _measure_peak(policy: Policy | None, setting: Setting) -> int:
+    """Bytes of the inputs, and the growth of the process's peak over one call; None: dense."""
+    if setting.threads is not None:
+        torch.set_num_threads(setting.threads)
+    inputs = made_inputs(setting)
+    small = made_inputs(Setting(tokens=256, heads=setting.heads, kv_heads=setting.kv_heads))
+    fused_dense(*small)  # libraries load now, not in the measured call
+    if policy is not None:
+        attend(*small, policy=policy, context=made_context(Setting(tokens=256)))
+    own = sum(x.numel() * x.element_size() for x in inputs)
+    _forget_peak()
+    before = _peak_resident()
+    if policy is None:
+        fused_dense(*inputs)
+    else:
+        attend(*inputs, policy=policy, context=made_context(setting))
+    return own + _peak_resident() - before
+
+
+def _forget_peak() -> None:
+    """Give freed memory back, else the call would live in it unseen; Linux keeps the greatest
+    resident size until told to start anew."""
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        library.malloc_trim(0)
+    CLEAR_REFS.write_text("5", encoding="ascii")
+
+
+def _peak_resident() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

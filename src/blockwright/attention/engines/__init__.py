@@ -1,0 +1,4 @@
+"""Engines: attention over the visited tiles.  All take the same arguments and agree.
+
+``ref`` is the plain definition; ``cpu`` gathers tiles into batched products in plain PyTorch.
+"""
