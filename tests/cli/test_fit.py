@@ -234,7 +234,7 @@ def test_every_field_of_the_request_has_an_option(
 
 def test_every_option_is_one_of_the_request_or_beside_it() -> None:
     known = {item.name for item in fields(FitRequest)} | options.BESIDE_THE_REQUEST
-    parameters = set(inspect.signature(fit).parameters) - {"context"}
+    parameters = set(inspect.signature(fit).parameters) - {"invocation"}
     assert {options.REQUEST_FIELDS.get(name, name) for name in parameters} <= known
 
 

@@ -84,7 +84,7 @@ def test_a_plan_takes_the_place_of_the_recipes_budget_and_back(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--bits", "4", "--ratio", "0.5"), "give exactly one of --bits, --size, --ratio"),
+        (("--bits", "4", "--ratio", "0.5"), "give one of --bits, --size, --ratio"),
         (("--bits", "4", "--plan", "p"), "--plan decides the size"),
         (("--candidates", "int4,,int8"), "is not of the form"),
     ],

@@ -71,6 +71,8 @@ def test_every_field_of_the_request_is_in_recipes_or_named_as_left_out() -> None
         calibration=Path("c"),
         eval_text=Path("e"),
         plan=Path("p"),
+        profile=Path("q"),
+        sampled_share=0.25,
         revision="r",
         threads=3,
         calibration_tokens=512,
@@ -144,7 +146,7 @@ def test_what_is_wrong_is_named_in_one_line(text: str, line: str) -> None:
 def test_candidates_and_budgets_are_checked_as_everywhere() -> None:
     with pytest.raises(CandidateError, match="is not of the form"):
         parsed("candidates = ['int4,,int8']\n" + WHOLE)
-    with pytest.raises(BudgetError, match="exactly one"):
+    with pytest.raises(BudgetError, match="give one of --bits"):
         parsed(WHOLE + "ratio = 0.5")
 
 
