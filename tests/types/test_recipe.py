@@ -71,9 +71,11 @@ def test_every_field_of_the_request_is_in_recipes_or_named_as_left_out() -> None
         calibration=Path("c"),
         eval_text=Path("e"),
         plan=Path("p"),
+        profile=Path("q"),
         revision="r",
         threads=3,
         calibration_tokens=512,
+        sampled_share=0.5,
         sequence_length=64,
         eval_tokens=128,
     )
