@@ -55,6 +55,7 @@ def make_result(out: Path) -> FitResult:
     return FitResult(
         out=out,
         plan_path=out / "plan.json",
+        report_path=out / "report.html",
         bits_per_weight=4.2978,
         bits_per_weight_uniform=4.25,
         size_bytes=5_300_000,

@@ -20,7 +20,7 @@ CONTRACT = (
     *("bits_per_weight", "size_bytes", "original_size_bytes", "perplexity_original"),
     *("perplexity_fitted", "perplexity_uniform", "kl_divergence", "kl_divergence_uniform"),
     *("bits_per_weight_uniform", "top1_agreement", "seconds", "peak_rss_bytes"),
-    *("library_hits", "library_misses", "plan_path"),
+    *("library_hits", "library_misses", "plan_path", "report_path"),
 )
 
 
@@ -108,7 +108,7 @@ def test_the_table_shows_all_three_models_and_where_the_folder_is(
     assert "uniform int4-g64:gptq" in outcome.out
     assert "note: calibration text: sampled from the model" in outcome.out
     assert "unavailable: model.layers.0.mlp.up_proj int2-g64:gptq: not finite" in outcome.out
-    assert outcome.out.rstrip().endswith("folder: o")
+    assert outcome.out.splitlines()[-2:] == ["folder: o", "report: o/report.html"]
 
 
 def test_a_dry_run_prints_the_price_and_fits_nothing(

@@ -35,6 +35,7 @@ def print_fit(result: FitResult) -> None:
         print_line(f"unavailable: {variant}: {reason}")
     print_line(f"plan:   {result.plan_path}")
     print_line(f"folder: {result.out}")
+    print_line(f"report: {result.report_path}")
 
 
 def fit_table(result: FitResult) -> Table:

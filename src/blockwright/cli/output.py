@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -13,6 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from blockwright.progress import Progress
+from blockwright.types.figures import finite, format_bytes
+
+__all__ = [
+    "figure",
+    "finite",
+    "format_bytes",
+    "make_table",
+    "print_figures",
+    "print_json",
+    "print_line",
+    "print_table",
+    "stdout_kept_clean",
+]
 
 IMPORT_SECONDS = 4.0
 
@@ -34,17 +46,6 @@ def loading_told(progress: Progress) -> Iterator[None]:
 def print_json(data: Any) -> None:
     """One JSON value; figures that are not finite become null, so that any parser reads it."""
     print(json.dumps(finite(data), indent=2))
-
-
-def finite(data: Any) -> Any:
-    """The same data with None for NaN and infinities."""
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return data
 
 
 def print_table(table: Table) -> None:
@@ -88,12 +89,3 @@ def figure(name: str, value: Any) -> str:
         if name.endswith("seconds"):
             return f"{value:.1f} s"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def format_bytes(count: float) -> str:
-    """``15.2 MB``; powers of ten, as file sizes and budgets are."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

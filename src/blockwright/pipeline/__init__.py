@@ -20,6 +20,7 @@ from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes, prove, write_folder
 from blockwright.pipeline.recipe import RECIPE_FILE, check_recipe, recipe_text
 from blockwright.pipeline.refining import refine_plans
+from blockwright.pipeline.reporting import REPORT_FILE, make_report, write_report
 from blockwright.pipeline.sampling import with_sampled_text
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
@@ -50,6 +51,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
         result = FitResult(
             out=request.out,
             plan_path=request.out / PLAN_FILE,
+            report_path=request.out / REPORT_FILE,
             bits_per_weight=plan.bits_per_weight,
             bits_per_weight_uniform=uniform.bits_per_weight if uniform else None,
             size_bytes=size,
@@ -69,4 +71,5 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
         )
         write_bytes_atomic(folder / RECIPE_FILE, recipe_text(run).encode())
         write_bytes_atomic(folder / CARD_FILE, card_text(run, plan, result).encode())
+        write_report(make_report(run, problem, result, plan, chosen, folder), folder)
     return result

@@ -72,6 +72,7 @@ class FitResult:
 
     out: Path
     plan_path: Path
+    report_path: Path
     bits_per_weight: float
     bits_per_weight_uniform: float | None
     size_bytes: int
@@ -97,6 +98,7 @@ class FitResult:
         data: dict[str, Any] = {
             "out": str(self.out),
             "plan_path": str(self.plan_path),
+            "report_path": str(self.report_path),
             "bits_per_weight": self.bits_per_weight,
             "bits_per_weight_uniform": self.bits_per_weight_uniform,
             "size_bytes": self.size_bytes,

@@ -1,0 +1,234 @@
+"""The report of a run: its value, and its two files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockwright.checkpoint import write_json_atomic
+from blockwright.checkpoint.atomic import write_bytes_atomic
+from blockwright.pipeline.frontiers import predicted_points
+from blockwright.pipeline.opening import Run
+from blockwright.plan import original_bits
+from blockwright.report import describe_machine, group_reasons, map_plan, render, weigh_blocks
+from blockwright.types import Budget, FitRequest, FitResult, Plan, Problem
+from blockwright.types.report import (
+    NATS_PER_TOKEN,
+    AskedLimit,
+    MeasuredPlan,
+    Provenance,
+    Report,
+    TextUsed,
+    Verdict,
+)
+
+REPORT_FILE = "blockwright-report.html"
+REPORT_DATA_FILE = "blockwright-report.json"
+RECIPE_FILE = "blockwright.toml"
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Both files into a folder, each whole or not at all."""
+    write_json_atomic(folder / REPORT_DATA_FILE, report.to_json())
+    write_bytes_atomic(folder / REPORT_FILE, render(report).encode())
+
+
+def make_report(
+    run: Run,
+    problem: Problem,
+    result: FitResult,
+    plan: Plan,
+    uniform: Plan | None,
+    tried: Iterable[Plan] = (),
+    folder: Path | None = None,
+) -> Report:
+    """The value of the report.
+
+    ``plan`` was taken, ``uniform`` is its rival, ``tried`` are all others that were measured on the
+    selection text.  ``folder``: where the files are now.
+    """
+    skeleton = run.skeleton
+    recipe = (folder or result.out) / RECIPE_FILE
+    return Report(
+        model=run.request.model,
+        model_type=skeleton.config.model_type,
+        blocks=skeleton.num_blocks,
+        linear_weights=problem.linear_weights,
+        verdict=_verdict(run, problem, result, plan, uniform),
+        loss_unit=problem.loss_unit,
+        frontier=() if run.edited else predicted_points(problem, plan, run.request.budget),
+        map=map_plan(skeleton.sites, plan, problem),
+        importance=weigh_blocks(skeleton.sites, plan, uniform, problem),
+        measured=_measured(result, plan, uniform, tried),
+        unavailable=group_reasons(result.unavailable),
+        notes=result.notes,
+        machine=describe_machine(
+            threads=torch.get_num_threads(),
+            device=run.request.device,
+            accelerator=_accelerator(run.request.device),
+        ),
+        provenance=_provenance(run, problem, result, recipe.name if recipe.is_file() else ""),
+        absent=_absent(run, problem, result),
+    )
+
+
+def command_of(request: FitRequest) -> str:
+    """The command line that asks the same; what has its default is left out."""
+    words = ["blockwright", "fit", request.model]
+    for item in fields(FitRequest):
+        value = getattr(request, item.name)
+        if item.name != "model" and value != item.default:
+            words += _option(item.name, value)
+    return shlex.join(words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, Budget):
+        named = (("--bits", value.bits), ("--size", value.size_bytes), ("--ratio", value.ratio))
+        return [word for flag, v in named if v is not None for word in (flag, f"{v:.12g}")]
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, tuple):
+        return [flag, ",".join(map(str, value))]
+    return [] if value is None else [flag, str(value)]
+
+
+def _verdict(
+    run: Run, problem: Problem, result: FitResult, plan: Plan, uniform: Plan | None
+) -> Verdict:
+    got = {
+        "bits": plan.bits_per_weight,
+        "size_bytes": result.size_bytes,
+        "ratio": result.size_bytes / max(result.original_size_bytes, 1),
+    }
+    limits = {} if run.edited else plan.limits
+    budget = run.request.budget
+    return Verdict(
+        budget=str(budget) if budget is not None else f"the plan file {run.request.plan}",
+        limits=tuple(
+            AskedLimit(name=name, asked=asked, got=got.get(name)) for name, asked in limits.items()
+        ),
+        plan=plan.name,
+        bits_per_weight=plan.bits_per_weight,
+        original_bits_per_weight=original_bits(problem) if problem.linear_weights else None,
+        size_bytes=result.size_bytes,
+        original_size_bytes=result.original_size_bytes,
+        original=result.original,
+        fitted=result.fitted,
+        uniform=result.uniform,
+        uniform_plan=uniform.name if uniform is not None else None,
+        uniform_bits_per_weight=uniform.bits_per_weight if uniform is not None else None,
+        original_speed=result.original_speed,
+        fitted_speed=result.fitted_speed,
+    )
+
+
+def _measured(
+    result: FitResult, plan: Plan, uniform: Plan | None, tried: Iterable[Plan]
+) -> tuple[MeasuredPlan, ...]:
+    """Every plan once, the one that was taken first, then the best on the selection text."""
+    heldout = {_identity(plan): _loss(result.fitted)}
+    if uniform is not None:
+        heldout.setdefault(_identity(uniform), _loss(result.uniform))
+    plans = {_identity(p): p for p in (*tried, *([uniform] if uniform else []), plan)}
+    found = [
+        MeasuredPlan(
+            name=_told_apart(item, plans.values()),
+            taken=identity == _identity(plan),
+            uniform=item.name.startswith("uniform "),
+            bits_per_weight=item.bits_per_weight,
+            size_bytes=item.size_bytes,
+            predicted_loss=item.loss,
+            selection_loss=item.measured["selection_loss"],
+            heldout_loss=heldout.get(identity),
+        )
+        for identity, item in plans.items()
+        if "selection_loss" in item.measured
+    ]
+    return tuple(sorted(found, key=lambda item: (not item.taken, item.selection_loss, item.name)))
+
+
+def _identity(plan: Plan) -> tuple[tuple[str, str, str], ...]:
+    return tuple(sorted((site, c.candidate, c.key) for site, c in plan.choices.items()))
+
+
+def _told_apart(plan: Plan, others: Iterable[Plan]) -> str:
+    """The plan's name; one that has another's candidates, solved again, says so."""
+    candidates = {site: choice.candidate for site, choice in plan.choices.items()}
+    twins = [
+        other
+        for other in others
+        if other.name == plan.name
+        and {site: choice.candidate for site, choice in other.choices.items()} == candidates
+    ]
+    return f"{plan.name}, refined" if len(twins) > 1 and plan is twins[-1] else plan.name
+
+
+def _loss(quality: Any) -> float | None:
+    if quality is None:
+        return None
+    loss: float | None = quality.kl_divergence
+    return loss if loss is not None else quality.relative_error
+
+
+def _provenance(run: Run, problem: Problem, result: FitResult, recipe: str) -> Provenance:
+    texts = run.texts
+    named = (
+        ("calibration", texts.calibration),
+        ("selection", texts.selection),
+        ("held-out", texts.heldout),
+    )
+    return Provenance(
+        command=command_of(run.request),
+        recipe=recipe,
+        seed=run.request.seed,
+        texts=tuple(
+            TextUsed(
+                name=name,
+                tokens=text.tokens,
+                sequence_length=text.sequence_length,
+                description=text.description,
+                digest=text.digest,
+            )
+            for name, text in named
+        ),
+        fingerprint=problem.fingerprint,
+        statistics=problem.statistics,
+        finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        seconds=result.seconds,
+        peak_rss_bytes=result.peak_rss_bytes,
+        library_hits=result.library_hits,
+        library_misses=result.library_misses,
+    )
+
+
+def _absent(run: Run, problem: Problem, result: FitResult) -> dict[str, str]:
+    """Why something that the page has room for is not there."""
+    found = {}
+    if run.edited is not None:
+        found["frontier"] = "a plan file was built, so nothing else was on offer"
+        found["uniform"] = "a plan file was built, so no other was tried"
+    elif result.uniform is None:
+        found["uniform"] = "none fits the budget"
+    if not run.request.speed:
+        found["speed"] = "not measured, as asked (--no-speed)"
+    elif result.original_speed is None:
+        found["original_speed"] = "not timed; the notes say why"
+    if run.skeleton.task != "causal-lm":
+        found["decode"] = "the model has no language head, so nothing is generated"
+    if not any(option.candidate == "drop" for option in problem.options):
+        found["drop_loss"] = "not measured, dropping blocks was not on offer"
+    elif problem.loss_unit != NATS_PER_TOKEN:
+        found["drop_loss"] = f"not measured; losses are in {problem.loss_unit}"
+    return found
+
+
+def _accelerator(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else ""
