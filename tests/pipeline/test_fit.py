@@ -29,7 +29,9 @@ KINDS = {
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """All files but the reports, which hold times."""
+    files = [path for path in sorted(folder.iterdir()) if "blockwright-report." not in path.name]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def load(folder: Path, task: str = "causal-lm", **options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from blockwright.types.report import NATS_PER_TOKEN, Report
 from tests.report import examples
 from tests.report.page_reader import Element, read_page
 
-EXAMPLES = {
+EXAMPLES: dict[str, Callable[[], Report]] = {
     "small": examples.make_report,
     "long": lambda: examples.make_report(blocks=60, drops=True, bits=3.3),
     "other unit": lambda: examples.make_report(unit="squared output error"),
