@@ -16,12 +16,18 @@ from blockwright.checkpoint.atomic import write_bytes_atomic
 from blockwright.pipeline.frontiers import predicted_points
 from blockwright.pipeline.opening import Run
 from blockwright.plan import original_bits
-from blockwright.report import describe_machine, group_reasons, map_plan, render, weigh_blocks
+from blockwright.report import (
+    describe_machine,
+    group_reasons,
+    map_plan,
+    measured_plans,
+    render,
+    weigh_blocks,
+)
 from blockwright.types import Budget, FitRequest, FitResult, Plan, Problem
 from blockwright.types.report import (
     NATS_PER_TOKEN,
     AskedLimit,
-    MeasuredPlan,
     Provenance,
     Report,
     TextUsed,
@@ -65,7 +71,7 @@ def make_report(
         frontier=() if run.edited else predicted_points(problem, plan, run.request.budget),
         map=map_plan(skeleton.sites, plan, problem),
         importance=weigh_blocks(skeleton.sites, plan, uniform, problem),
-        measured=_measured(result, plan, uniform, tried),
+        measured=measured_plans(plan, uniform, tried, result.fitted, result.uniform),
         unavailable=group_reasons(result.unavailable),
         notes=result.notes,
         machine=describe_machine(
@@ -128,54 +134,6 @@ def _verdict(
         original_speed=result.original_speed,
         fitted_speed=result.fitted_speed,
     )
-
-
-def _measured(
-    result: FitResult, plan: Plan, uniform: Plan | None, tried: Iterable[Plan]
-) -> tuple[MeasuredPlan, ...]:
-    """Every plan once, the one that was taken first, then the best on the selection text."""
-    heldout = {_identity(plan): _loss(result.fitted)}
-    if uniform is not None:
-        heldout.setdefault(_identity(uniform), _loss(result.uniform))
-    plans = {_identity(p): p for p in (*tried, *([uniform] if uniform else []), plan)}
-    found = [
-        MeasuredPlan(
-            name=_told_apart(item, plans.values()),
-            taken=identity == _identity(plan),
-            uniform=item.name.startswith("uniform "),
-            bits_per_weight=item.bits_per_weight,
-            size_bytes=item.size_bytes,
-            predicted_loss=item.loss,
-            selection_loss=item.measured["selection_loss"],
-            heldout_loss=heldout.get(identity),
-        )
-        for identity, item in plans.items()
-        if "selection_loss" in item.measured
-    ]
-    return tuple(sorted(found, key=lambda item: (not item.taken, item.selection_loss, item.name)))
-
-
-def _identity(plan: Plan) -> tuple[tuple[str, str, str], ...]:
-    return tuple(sorted((site, c.candidate, c.key) for site, c in plan.choices.items()))
-
-
-def _told_apart(plan: Plan, others: Iterable[Plan]) -> str:
-    """The plan's name; one that has another's candidates, solved again, says so."""
-    candidates = {site: choice.candidate for site, choice in plan.choices.items()}
-    twins = [
-        other
-        for other in others
-        if other.name == plan.name
-        and {site: choice.candidate for site, choice in other.choices.items()} == candidates
-    ]
-    return f"{plan.name}, refined" if len(twins) > 1 and plan is twins[-1] else plan.name
-
-
-def _loss(quality: Any) -> float | None:
-    if quality is None:
-        return None
-    loss: float | None = quality.kl_divergence
-    return loss if loss is not None else quality.relative_error
 
 
 def _provenance(run: Run, problem: Problem, result: FitResult, recipe: str) -> Provenance:
