@@ -10,14 +10,14 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types architecture check claims claims-long bench docs clean
+.PHONY: help setup demo test lint types architecture check claims claims-long bench docs picture clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv and install the pinned versions
-demo: $(STAMP) ## fit the bundled model to 4.3 bits per weight and print what it cost
+demo: $(STAMP) ## fit the bundled model to 4.3 bits per weight, print what it cost and where its report is
 	@$(BIN)/blockwright demo --out build/demo
 test: $(STAMP) ## run the tests (slow ones left out)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS)
@@ -36,6 +36,9 @@ bench: $(STAMP) ## measure speed and memory; writes JSON under build/bench
 	@$(BIN)/python -m benchmarks --out build/bench
 docs: $(STAMP) ## write docs/cli.md from the commands
 	@mkdir -p docs && $(BIN)/python -m typer blockwright.cli.app utils docs --name blockwright --output docs/cli.md
+picture: $(STAMP) ## fit the bundled model and take docs/report.png of its report (needs Chromium)
+	@$(BIN)/blockwright demo --out build/demo
+	@$(BIN)/python scripts/picture_report.py build/demo/blockwright-report.html docs/report.png
 clean: ## remove everything that was built, .venv included
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
 

@@ -48,7 +48,7 @@ def heldout_loss(quality: Quality) -> float | None:
 
 
 def _names(plans: Sequence[Plan]) -> list[str]:
-    """``plan 2, refined``: numbered where several mixes were solved for, and what was done to it."""
+    """``plan 2, refined``: its number where there are several mixes, and what was done to it."""
     mixes: dict[str, list[Sites]] = {}
     for plan in plans:
         seen = mixes.setdefault(plan.name, [])

@@ -34,8 +34,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render(report: Report) -> str:
     """The page of a report: every text in it is escaped, and only its own script may run."""
-    from markupsafe import Markup
-
     environment = _environment()
     style = environment.get_template("page.css").render()
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -46,9 +44,9 @@ def render(report: Report) -> str:
         title="/".join(Path(report.model).parts[-2:]).lstrip("/") or report.model,
         map=map_view(report),
         split_path=lambda name: name.rpartition("."),
-        style=Markup(style),
+        style=style,
         style_digest=_digest(style),
-        script=Markup(script),
+        script=script,
         script_digest=_digest(script),
         **_figures(report),
         **_drawings(report),
