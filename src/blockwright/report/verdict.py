@@ -58,7 +58,9 @@ def limit_label(limit: AskedLimit) -> str:
 def asked(verdict: Verdict) -> list[Figure]:
     """The budget."""
     figures = [Figure(limit_figure(item, item.asked), limit_label(item)) for item in verdict.limits]
-    return figures or [Figure("a plan", "given as a file", verdict.budget)]
+    return figures or [
+        Figure("a plan", "given as a file", verdict.budget.removeprefix("the plan file "))
+    ]
 
 
 def got(verdict: Verdict) -> list[Figure]:
