@@ -1,4 +1,4 @@
-"""An installed wheel has everything: the command, the bundled model and texts, the licences."""
+"""An installed wheel has everything: command, model and texts, the report's page, licences."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def test_the_wheel_holds_model_texts_and_licences_and_no_test(wheel: Path) -> No
     names = zipfile.ZipFile(wheel).namelist()
     wanted = [f"blockwright/bundled/{name}" for name in BUNDLED]
     wanted += [f"blockwright/bundled/texts/{name}.jsonl" for name in TEXTS]
+    wanted += [f"blockwright/report/templates/page.{kind}" for kind in ("html", "css", "js")]
     assert set(wanted) <= set(names)
     assert "blockwright/py.typed" in names
     licences = [name for name in names if ".dist-info/licenses/" in name]

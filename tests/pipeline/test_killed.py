@@ -96,6 +96,7 @@ def run_killed(work: Path, out: str, library: str, after_seconds: float) -> int:
 
 
 def assert_same_files(whole: Path, other: Path) -> None:
+    """The same files with the same bytes; reports hold times."""
     assert {path.name for path in whole.iterdir()} == {path.name for path in other.iterdir()}
     for path in sorted(whole.iterdir()):
         if not path.name.startswith(REPORTS):

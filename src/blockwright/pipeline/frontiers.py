@@ -9,7 +9,7 @@ from blockwright.plan.limits import file_bytes
 from blockwright.types import Budget, Option, Plan, Problem
 from blockwright.types.report import PredictedPoint
 
-BUDGETS = 16
+BUDGETS = 12
 """Budgets along the frontier, from the smallest plan to the largest candidate everywhere."""
 
 

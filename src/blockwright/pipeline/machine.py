@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
 import transformers
 
 import blockwright
-
-
-def processor_name() -> str:
-    """The processor as its maker calls it."""
-    description = Path("/proc/cpuinfo")
-    if description.is_file():
-        for line in description.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+from blockwright.report.machine import processor_name
 
 
 def describe_machine() -> str:

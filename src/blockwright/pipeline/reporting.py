@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 
-from blockwright.checkpoint import write_json_atomic
-from blockwright.checkpoint.atomic import write_bytes_atomic
+from blockwright.checkpoint import write_bytes_atomic, write_json_atomic
+from blockwright.pipeline.choosing import Chosen
 from blockwright.pipeline.frontiers import predicted_points
 from blockwright.pipeline.opening import Run
+from blockwright.pipeline.recipe import RECIPE_FILE
 from blockwright.plan import original_bits
 from blockwright.report import (
     describe_machine,
@@ -36,7 +36,6 @@ from blockwright.types.report import (
 
 REPORT_FILE = "blockwright-report.html"
 REPORT_DATA_FILE = "blockwright-report.json"
-RECIPE_FILE = "blockwright.toml"
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -50,17 +49,16 @@ def make_report(
     problem: Problem,
     result: FitResult,
     plan: Plan,
-    uniform: Plan | None,
-    tried: Iterable[Plan] = (),
-    folder: Path | None = None,
+    chosen: Chosen,
+    folder: Path,
 ) -> Report:
     """The value of the report.
 
-    ``plan`` was taken, ``uniform`` is its rival, ``tried`` are all others that were measured on the
-    selection text.  ``folder``: where the files are now.
+    ``plan`` was taken, ``chosen`` holds its rivals and all that was measured, ``folder`` is where
+    the files are now.
     """
-    skeleton = run.skeleton
-    recipe = (folder or result.out) / RECIPE_FILE
+    skeleton, uniform = run.skeleton, chosen.uniform
+    recipe = folder / RECIPE_FILE
     return Report(
         model=run.request.model,
         model_type=skeleton.config.model_type,
@@ -71,7 +69,7 @@ def make_report(
         frontier=() if run.edited else predicted_points(problem, plan, run.request.budget),
         map=map_plan(skeleton.sites, plan, problem),
         importance=weigh_blocks(skeleton.sites, plan, uniform, problem),
-        measured=measured_plans(plan, uniform, tried, result.fitted, result.uniform),
+        measured=measured_plans(plan, uniform, chosen.measured, result.fitted, result.uniform),
         unavailable=group_reasons(result.unavailable),
         notes=result.notes,
         machine=describe_machine(

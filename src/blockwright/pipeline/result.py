@@ -62,5 +62,4 @@ def describe(
     """Recipe, model card and report into the folder."""
     write_bytes_atomic(folder / RECIPE_FILE, recipe_text(run).encode())
     write_bytes_atomic(folder / CARD_FILE, card_text(run, plan, result).encode())
-    report = make_report(run, problem, result, plan, chosen.uniform, chosen.measured, folder)
-    write_report(report, folder)
+    write_report(make_report(run, problem, result, plan, chosen, folder), folder)
