@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import pkgutil
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import blockwright.formats
 import blockwright.methods
 from blockwright.errors import AttentionError, CandidateError
-from blockwright.types import Candidate, Format, LinearMethod
+from blockwright.types import Candidate, Format, LinearMethod, Method, ScalingMethod
 
 if TYPE_CHECKING:
     from blockwright.attention.policy import Policy
 
 FAMILIES = ("quantize", "sparsify", "lowrank", "depth")
+Options = tuple[tuple[str, str], ...]
 
 
 def format_stems() -> tuple[str, ...]:
@@ -58,18 +60,33 @@ def format_named(name: str) -> Format:
     return format.with_values(format_named(values)) if plus else format
 
 
-def method_class(name: str) -> type[LinearMethod]:
+def method_class(name: str) -> type[Method]:
     """The method class of a file."""
     names = method_names()
     if name not in names:
         raise CandidateError(f"unknown method {name!r}{_nearest(name, names)}")
-    found: type[LinearMethod] = import_module(f"blockwright.methods.{names[name]}.{name}").METHOD
+    found: type[Method] = import_module(f"blockwright.methods.{names[name]}.{name}").METHOD
     return found
 
 
-def method_named(name: str, options: tuple[tuple[str, str], ...] = ()) -> LinearMethod:
-    """A method with its hyperparameters read from text; unknown options are errors."""
-    found: LinearMethod = _build(method_class(name), f"method {name}", name, options)
+def method_named(name: str, options: Options = ()) -> LinearMethod:
+    """A method for one linear, its hyperparameters read from text; unknown options are errors."""
+    method = _named(name, options)
+    if isinstance(method, ScalingMethod):
+        raise CandidateError(f"method {name} scales the inputs of groups: it fills no weight alone")
+    return method
+
+
+def scaling_named(name: str, options: Options = ()) -> ScalingMethod:
+    """A method that scales groups, its hyperparameters read from text."""
+    method = _named(name, options)
+    if not isinstance(method, ScalingMethod):
+        raise CandidateError(f"method {name} scales no groups; it fills weights")
+    return method
+
+
+def _named(name: str, options: Options) -> Method:
+    found: Method = _build(method_class(name), f"method {name}", name, options)
     return found
 
 
@@ -95,8 +112,10 @@ def policy_named(text: str) -> Policy:
     return found
 
 
-def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
-    """Format and methods of a candidate; the format's default method where none is named."""
+def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
+    """Format and methods of a candidate; the format's default method where none is named, and a
+    scaling method's own where nothing behind it fills.
+    """
     if candidate.plus:
         raise CandidateError(
             f"candidate {candidate}: no format stores a sum of two ('&'); offer {candidate.format}"
@@ -105,7 +124,7 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
     name = candidate.format + (f"+{candidate.values}" if candidate.values else "")
     format = format_named(name)
     names = candidate.methods or ((format.default_method,) if format.default_method else ())
-    methods = tuple(method_named(name, candidate.options) for name in names)
+    methods = _chain(names, candidate.options)
     if candidate.methods and format.default_method is None:
         raise CandidateError(f"candidate {candidate}: nothing fills the format {format.name}")
     for method in methods:
@@ -114,21 +133,58 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[LinearMethod, ...]]:
                 f"candidate {candidate}: {_name_of(method)} cannot fill {format.name}; what can:"
                 f" {', '.join(_fillers(format)) or 'nothing'}"
             )
+    for method in methods[1:]:
+        if isinstance(method, ScalingMethod):
+            raise CandidateError(
+                f"candidate {candidate}: {_name_of(method)} scales inputs and stands first in a"
+                f" chain, e.g. {candidate.format}:{_name_of(method)}>{names[0]}"
+            )
     return format, methods
 
 
-def _name_of(method: LinearMethod) -> str:
+def is_scaled(candidate: Candidate) -> bool:
+    """Whether a candidate's chain begins with a scaling method: it stands at groups only."""
+    return bool(candidate.methods) and issubclass(method_class(candidate.methods[0]), ScalingMethod)
+
+
+def _chain(names: Sequence[str], options: Options) -> tuple[Method, ...]:
+    """The methods of a chain; each takes the options that it has, the last one the unknown."""
+    known = [_defaults(method_class(name)) for name in names]
+    methods: list[Method] = []
+    for place, name in enumerate(names):
+        last = place == len(names) - 1
+        taken = tuple(
+            (option, text)
+            for option, text in options
+            if option in known[place] or (last and not any(option in other for other in known))
+        )
+        methods.append(_named(name, taken))
+    if len(methods) == 1 and isinstance(methods[0], ScalingMethod):
+        methods.append(method_named(*methods[0].default_chain))
+    return tuple(methods)
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    return {item.name: item.default for item in fields(cls)}
+
+
+def _name_of(method: Method) -> str:
     return type(method).__module__.rpartition(".")[2]
 
 
 def _fillers(format: Format) -> list[str]:
     """Methods that can fill a format."""
-    return [name for name in method_names() if isinstance(format, method_class(name).fills)]
+    classes = {name: method_class(name) for name in method_names()}
+    return [
+        name
+        for name, cls in classes.items()
+        if issubclass(cls, LinearMethod) and isinstance(format, cls.fills)
+    ]
 
 
-def _build(cls: Any, what: str, name: str, options: tuple[tuple[str, str], ...]) -> Any:
+def _build(cls: Any, what: str, name: str, options: Options) -> Any:
     """An object of a dataclass with hyperparameters read from text."""
-    defaults = {item.name: item.default for item in fields(cls)}
+    defaults = _defaults(cls)
     values: dict[str, Any] = {}
     for option, text in options:
         if option not in defaults:

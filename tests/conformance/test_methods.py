@@ -13,24 +13,28 @@ import torch
 from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
-from blockwright.errors import StatisticMissingError
+from blockwright.errors import CandidateError, StatisticMissingError
 from blockwright.formats import FormatLinear
 from blockwright.numerics.losses import quadratic_error, relative_error
 from blockwright.registry import (
     format_class,
     format_named,
     format_stems,
+    is_scaled,
     method_class,
     method_named,
     method_names,
     resolve,
+    scaling_named,
 )
 from blockwright.types import (
     Candidate,
     GridFormat,
     GridSolution,
     LinearMethod,
+    Method,
     PackedFormat,
+    ScalingMethod,
     Solution,
     Statistic,
     Statistics,
@@ -67,9 +71,11 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
 }
 """Hyperparameters to try; a method that is not here is tried with its defaults."""
 Options = tuple[tuple[str, str], ...]
+LINEAR = [name for name in method_names() if issubclass(method_class(name), LinearMethod)]
+SCALING = [name for name in method_names() if issubclass(method_class(name), ScalingMethod)]
 METHODS = [
     pytest.param(name, options, id=f"{name}{''.join(f'@{k}={v}' for k, v in options)}")
-    for name in method_names()
+    for name in LINEAR
     for options in OPTIONS.get(name, ((),))
 ]
 
@@ -99,7 +105,11 @@ def filled_format(name: str) -> PackedFormat:
     return format
 
 
-def first_format(method: LinearMethod) -> PackedFormat:
+def any_method(name: str) -> Method:
+    return scaling_named(name) if name in SCALING else method_named(name)
+
+
+def first_format(method: Method) -> PackedFormat:
     """A format that the method fills."""
     fitting = (format_named(name) for name in FORMATS)
     format = next(each for each in fitting if isinstance(each, method.fills))
@@ -131,7 +141,7 @@ def test_the_formats_tried_are_of_every_registered_packed_format() -> None:
 
 @pytest.mark.parametrize("name", method_names())
 def test_fills_a_format_that_is_tried(name: str) -> None:
-    assert first_format(method_named(name))
+    assert first_format(any_method(name))
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -140,7 +150,7 @@ def test_declares_what_it_is(name: str) -> None:
     assert cls.family == method_names()[name]
     assert cls.paper
     assert cls.version >= 1
-    assert method_named(name).needs <= set(Statistic)
+    assert any_method(name).needs <= set(Statistic)
     assert (cls.__module__.rpartition(".")[2]) == name
 
 
@@ -306,3 +316,52 @@ def test_saved_bytes_are_the_declared_bytes_and_load_to_the_same_output(
     assert torch.equal(loaded.dequantize(), module.dequantize())
     x = layer.X_TI[:3].bfloat16()
     assert torch.equal(loaded(x), module(x))
+
+
+# -- methods that scale the inputs of several linears
+
+
+def chosen_scale(name: str, layer: Layer, statistics: Statistics | None = None) -> Tensor:
+    method = scaling_named(name)
+    weights = [layer.W_OI[:16].contiguous(), layer.W_OI[16:].contiguous()]
+    return method.choose_scale(weights, statistics or layer.statistics, first_format(method))
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_a_scale_is_positive_finite_and_the_same_bits_again(name: str, layer: Layer) -> None:
+    W, statistics = layer.W_OI.clone(), layer.statistics
+    t_I = chosen_scale(name, layer, statistics)
+    assert t_I.shape == (layer.W_OI.shape[1],)
+    assert t_I.dtype == torch.float32
+    assert torch.isfinite(t_I).all()
+    assert (t_I > 0).all()
+    torch.manual_seed(12345)
+    assert torch.equal(chosen_scale(name, layer), t_I)
+    assert torch.equal(layer.W_OI, W)
+    for statistic in Statistic:
+        before = layer.statistics.need(statistic)
+        assert torch.equal(statistics.need(statistic), before), statistic
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_a_scale_is_chosen_from_declared_statistics_only(name: str, layer: Layer) -> None:
+    needs = scaling_named(name).needs
+    declared = layer.statistics.only(needs)
+    assert torch.equal(chosen_scale(name, layer, declared), chosen_scale(name, layer))
+    for statistic in needs:
+        with pytest.raises(StatisticMissingError, match=statistic.value):
+            chosen_scale(name, layer, declared.only(needs - {statistic}))
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_a_scaling_method_stands_first_in_a_chain(name: str) -> None:
+    alone = resolve(Candidate.parse(f"int4-g32:{name}"))[1]
+    assert [isinstance(method, ScalingMethod) for method in alone] == [True, False]
+    _, chain = resolve(Candidate.parse(f"int4-g32:{name}>gptq@damping=0.1"))
+    assert chain == (scaling_named(name), method_named("gptq", (("damping", "0.1"),)))
+    assert is_scaled(Candidate.parse(f"int4-g32:{name}>gptq"))
+    assert not is_scaled(Candidate.parse("int4-g32:gptq"))
+    with pytest.raises(CandidateError, match=f"{name} scales inputs and stands first"):
+        resolve(Candidate.parse(f"int4-g32:gptq>{name}"))
+    with pytest.raises(CandidateError, match="gptq has no option 'nonsense'"):
+        resolve(Candidate.parse(f"int4-g32:{name}>gptq@nonsense=1"))

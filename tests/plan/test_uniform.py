@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from blockwright.plan import best_uniform, solve, uniform_plans
 from blockwright.types import Budget, Option, Problem
 from tests.plan.problems import option, problem_of, realistic_problem
@@ -67,6 +69,29 @@ def test_blocks_stay_and_groups_leave_the_choice_to_their_parts() -> None:
         "layers.0.k": "int4",
         "layers.0.q": "int4",
     }
+
+
+def test_a_candidate_of_groups_stands_there_and_the_rest_of_its_chain_elsewhere() -> None:
+    def scaled(group: str, *members: str) -> list[Option]:
+        held = option(group, "int4:awq>gptq", 90, 3.0, weights=200, contains=members)
+        return [option(group, "keep", 0, 0.0, weights=0), held]
+
+    def plain(site: str) -> list[Option]:
+        return [option(site, "keep", 200, 0.0), option(site, "int4:gptq", 50, 4.0)]
+
+    linears = [item for site in ("q", "k", "o") for item in plain(site)]
+    problem = problem_of([*linears, *scaled("{q,k}", "q", "k")])
+    plans = {plan.name: plan for plan in uniform_plans(problem, Budget(bits=9))}
+    found = plans["uniform int4:awq>gptq"]
+    assert {site: choice.candidate for site, choice in found.choices.items()} == {
+        "o": "int4:gptq",
+        "{q,k}": "int4:awq>gptq",
+    }
+    assert found.loss == 7.0
+    assert set(plans["uniform int4:gptq"].choices) == {"q", "k", "o", "{q,k}"}
+    awq_alone = [replace(o, candidate=o.candidate.replace(">gptq", "")) for o in problem.options]
+    without = replace(problem, options=tuple(awq_alone))
+    assert names(without, Budget(bits=9)) == ["uniform int4:gptq"]
 
 
 def test_the_mixed_plan_is_never_predicted_worse_than_a_uniform_one() -> None:

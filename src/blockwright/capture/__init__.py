@@ -1,5 +1,6 @@
 """Calibration statistics, gathered one block at a time."""
 
+from blockwright.capture.grouping import FoundGroup, find_groups
 from blockwright.capture.observe import BlockObserver, token_counts
 from blockwright.capture.reverse import (
     hidden_mean_square,
@@ -18,7 +19,9 @@ from blockwright.capture.sweep import (
 __all__ = [
     "BlockObserver",
     "CapturedBlock",
+    "FoundGroup",
     "capture_tables",
+    "find_groups",
     "forward_sweep",
     "hidden_mean_square",
     "inputs_path",

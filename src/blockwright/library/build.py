@@ -11,7 +11,9 @@ from blockwright.errors import FormatError, NumericalError
 from blockwright.registry import resolve
 from blockwright.types import (
     Candidate,
+    Format,
     LinearMethod,
+    Method,
     PackedFormat,
     Solution,
     Statistic,
@@ -84,10 +86,19 @@ def build_variants(
     """
     by_method: dict[LinearMethod | None, list[_Job]] = {}
     for item in wanted:
-        job = _Job(site, item, *_format_and_method(item.candidate))
+        job = _Job(site, item, *_filling(*resolve(item.candidate)))
         by_method.setdefault(job.method, []).append(job)
     for method, jobs in by_method.items():
         yield from _solve_jobs(method, jobs, W_OI, statistics)
+
+
+def build_scaled(
+    site: str, W_OI: Tensor, statistics: Statistics | None, wanted: WantedVariant
+) -> BuiltVariant:
+    """One member of a group, by the methods behind the scaling one; ``W_OI`` is scaled already."""
+    format, (_, *methods) = resolve(wanted.candidate)
+    job = _Job(site, wanted, *_filling(format, methods))
+    return next(_solve_jobs(job.method, [job], W_OI, statistics))
 
 
 @dataclass(frozen=True)
@@ -134,11 +145,14 @@ class _Job:
         return ""
 
 
-def _format_and_method(candidate: Candidate) -> tuple[PackedFormat | None, LinearMethod | None]:
+def _filling(
+    format: Format, methods: Sequence[Method]
+) -> tuple[PackedFormat | None, LinearMethod | None]:
     """Both, or neither: ``resolve`` has seen to it that the method fills the format."""
-    format, methods = resolve(candidate)
     if isinstance(format, PackedFormat) and len(methods) == 1:
-        return format, methods[0]
+        method = methods[0]
+        if isinstance(method, LinearMethod):
+            return format, method
     return None, None
 
 

@@ -20,9 +20,13 @@ from blockwright.library.build import (
     needs_of,
     variant_inputs,
 )
+from blockwright.library.group import build_group
+from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variants
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Stream, weight_of
 from blockwright.types import (
+    Candidate,
+    Group,
     Site,
     Statistic,
     Statistics,
@@ -54,18 +58,20 @@ class Built:
 
 
 def wanted_variants(run: Run, site: Site) -> list[WantedVariant]:
-    """All variants of a site, with their keys."""
-    source = run.original.weight_digest(site)
-    found = []
-    for candidate in run.candidates_for(site):
-        inputs = variant_inputs(
-            source=source,
-            candidate=candidate,
-            statistics=digest_at(run, site),
-            surroundings=run.surroundings,
-        )
-        found.append(WantedVariant(candidate, variant_key(inputs), inputs))
-    return found
+    """All variants of a site on the original's inputs, with their keys."""
+    seen = digest_at(run, site)
+    return [wanted_variant(run, site, candidate, seen) for candidate in run.candidates_for(site)]
+
+
+def wanted_variant(run: Run, site: Site, candidate: Candidate, seen: str) -> WantedVariant:
+    """One variant; ``seen``: digest of what the site saw."""
+    inputs = variant_inputs(
+        source=run.original.weight_digest(site),
+        candidate=candidate,
+        statistics=seen,
+        surroundings=run.surroundings,
+    )
+    return WantedVariant(candidate, variant_key(inputs), inputs)
 
 
 def digest_at(run: Run, site: Site) -> str:
@@ -77,6 +83,7 @@ def build_library(run: Run) -> Built:
     """Build what the library lacks; a block whose variants are all there is not even captured."""
     sites = [site for site in run.skeleton.sites if site.parameter]
     wanted = {site.id: wanted_variants(run, site) for site in sites}
+    wanted |= {group.site.id: wanted_group_variants(run, group) for group in groups_of(run)}
     missing = {
         site: [item for item in items if run.library.lookup(item.key) is None]
         for site, items in wanted.items()
@@ -97,14 +104,19 @@ def build_library(run: Run) -> Built:
 def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> None:
     stream = run.stream(dtype=run.capture_dtype)
     folder = run.library.work_folder(run.statistics_digest)
+    groups = groups_of(run)
 
     def needs(index: int) -> Collection[Statistic] | None:
-        asked = [item for site in linear_sites(stream, index) for item in missing[site.id]]
+        sites = [*linear_sites(stream, index), *(g.site for g in groups if g.site.block == index)]
+        asked = [item for site in sites for item in missing[site.id]]
         return needs_of([item.candidate for item in asked]) if asked else None
 
     with run.progress.stage("calibrate and build", run.skeleton.num_blocks, "blocks") as stage:
         for block in forward_sweep(stream, run.calibration_inputs, folder, needs):
             build_block(run, block, missing)
+            for group in groups:
+                if group.site.block == block.index:
+                    build_groups(run, group, block.statistics, missing[group.site.id])
             stage.advance()
     tables = [site for site in run.skeleton.tables if missing[site.id]]
     if tables:
@@ -121,6 +133,23 @@ def build_block(run: Run, block: CapturedBlock, missing: Mapping[str, list[Wante
         if items:
             W_OI = weight_of(site, block.parameters[site.parameter])
             build_site(run, site, W_OI, block.statistics.get(site.id), items)
+
+
+def build_groups(
+    run: Run,
+    group: Group,
+    statistics: Mapping[str, Statistics],
+    items: Sequence[WantedVariant],
+) -> None:
+    """Build variants of one group and store them."""
+    if not items:
+        return
+    tensors = group_tensors(run, group)
+    seen = statistics.get(group.members[0].id)
+    for item in items:
+        with run.library.building(item.key):
+            built = build_group(group, tensors, seen, item)
+            run.library.store(built.record, built.tensors, built.row_errors)
 
 
 def build_site(

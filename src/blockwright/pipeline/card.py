@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from blockwright import __version__
 from blockwright.pipeline.machine import describe_machine
 from blockwright.pipeline.opening import Run
+from blockwright.pipeline.placing import Placement
 from blockwright.pipeline.proving import PLAN_FILE
 from blockwright.pipeline.recipe import RECIPE_FILE
 from blockwright.types import Candidate, FitResult, Plan, Quality, Speed
@@ -166,8 +167,9 @@ def _loading(run: Run) -> str:
 def chosen_table(run: Run, plan: Plan) -> str:
     """What stands how often at each kind of place, e.g. ``mlp.down_proj``."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    decided = {member: group.site.id for member, group in Placement(run, plan).grouped.items()}
     for site in run.skeleton.sites:
-        choice = plan.choices.get(site.id)
+        choice = plan.choices.get(decided.get(site.id, site.id))
         if choice is None and not site.parameter:
             continue
         inside = site.module.removeprefix(f"{run.skeleton.block_path}.{site.block}").lstrip(".")

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from blockwright.anatomy import Skeleton
 from blockwright.library import Library
-from blockwright.refine import packed_name, parameter_name
 from blockwright.stream import WeightSource
-from blockwright.types import Site
+from blockwright.types import Site, packed_name, parameter_name
 
 
 class HealedTensors:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from blockwright.capture import forward_sweep, inputs_path
 from blockwright.errors import NumericalError
 from blockwright.library import variant_key
-from blockwright.pipeline.measuring import measure_on_selection, packed_module, plan_stream
+from blockwright.pipeline.measuring import measure_on_selection, plan_stream
 from blockwright.pipeline.opening import Run, digest_of
+from blockwright.pipeline.placing import Placement
 from blockwright.pipeline.presets import HEALING
 from blockwright.pipeline.refining import plan_digest
 from blockwright.refine import HealedBlocks, heal_blocks, healing_inputs
@@ -115,12 +116,9 @@ class _Work:
 
     def packed(self, index: int) -> dict[Site, PackedLinear]:
         """The packed modules of a block's sites."""
-        found = {}
-        for site in self.run.skeleton.block_sites(index):
-            choice = self.plan.choices.get(site.id)
-            if choice is not None and choice.key:
-                found[site] = packed_module(self.run, site, choice.key)
-        return found
+        placement = Placement(self.run, self.plan)
+        sites = self.run.skeleton.block_sites(index)
+        return {site: placement.module(site) for site in sites if site.id in placement.keys}
 
     def target(self, index: int, stem: Stem) -> ActivationFile:
         """The original's hidden states behind a block."""

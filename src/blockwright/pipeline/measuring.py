@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from blockwright.evaluate import FinalHidden, measure, run_to_file
-from blockwright.formats import format_from_spec
-from blockwright.pipeline.healed import HealedTensors
-from blockwright.pipeline.opening import Run, by_id, digest_of
+from blockwright.pipeline.opening import Run, digest_of
+from blockwright.pipeline.placing import Placement
 from blockwright.stream import Inputs, Stream, Substituted
-from blockwright.types import Choice, PackedFormat, PackedLinear, Plan, Quality, Site, SiteKind
+from blockwright.types import Choice, Plan, Quality, Site, SiteKind
 
 
 def loss_of(quality: Quality) -> float:
@@ -86,37 +85,13 @@ def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Qual
 
 def plan_stream(run: Run, plan: Plan, dtype: torch.dtype = torch.float32) -> Stream:
     """The planned model, block by block, its variants dequantized."""
-    sites = by_id(run.skeleton)
-    healed = HealedTensors(run.library, run.skeleton, plan.healed)
+    placement = Placement(run, plan)
 
     def weight_at(site: Site) -> Tensor | None:
-        choice = plan.choices.get(site.id)
-        if not choice or not choice.key:
-            return None
-        return packed_module(run, site, choice.key, healed.packed(site)).dequantize()
+        return placement.module(site).dequantize() if site.id in placement.keys else None
 
-    weights = Substituted(healed.over(run.original.parameters), sites.values(), weight_at)
+    weights = Substituted(placement.source(), run.skeleton.sites, weight_at)
     return run.stream(weights, dtype, kept_blocks(run, plan))
-
-
-def dense_weight(run: Run, site: Site, key: str) -> Tensor:
-    """A variant's weight [out, in], fp32, from the library."""
-    return packed_module(run, site, key).dequantize()
-
-
-def packed_module(
-    run: Run, site: Site, key: str, changed: Mapping[str, Tensor] | None = None
-) -> PackedLinear:
-    """A variant from the library, some of its stored tensors changed."""
-    record = run.library.lookup(key)
-    if record is None:
-        raise KeyError(f"library entry {key} of {site.id} is gone")
-    format = format_from_spec(record.format_spec)
-    if not isinstance(format, PackedFormat):
-        raise TypeError(f"{site.id}: {format.name} has no packed tensors")
-    module = format.empty(site.shape, bias=False, dtype=torch.float32)
-    module.load_stored({**run.library.tensors(key), **(changed or {})})
-    return module
 
 
 def kept_blocks(run: Run, plan: Plan) -> list[int]:

@@ -21,7 +21,7 @@ from blockwright.library import Library
 from blockwright.pipeline.presets import candidates_of
 from blockwright.pipeline.texts import Texts, open_texts
 from blockwright.progress import Progress, SilentProgress
-from blockwright.registry import resolve
+from blockwright.registry import is_scaled, resolve
 from blockwright.stream import BATCH_TOKENS, Inputs, Stream, WeightSource
 from blockwright.types import KEEP, Candidate, FitRequest, PackedFormat, Plan, Site, SiteKind
 
@@ -119,23 +119,29 @@ class Run:
         )
 
     def candidates_for(self, site: Site) -> list[Candidate]:
-        """Candidates whose format can stand at this kind of site (built ones, not keep or drop)."""
+        """Candidates that can stand at this kind of site (built ones, not keep or drop): by their
+        format; those that scale inputs at groups, and only those.
+        """
         if self.edited is not None:
             return self._planned_for(self.edited, site)
         if site.kind is SiteKind.TABLE and not self.counts_tables:
             return []
+        grouped = site.kind is SiteKind.GROUP
+        kind = SiteKind.LINEAR if grouped else site.kind
         return [
             candidate
             for candidate in self.candidates
             if isinstance(resolve(candidate)[0], PackedFormat)
-            and site.kind in resolve(candidate)[0].kinds
+            and kind in resolve(candidate)[0].kinds
+            and is_scaled(candidate) == grouped
         ]
 
     @staticmethod
     def _planned_for(plan: Plan, site: Site) -> list[Candidate]:
         choice = plan.choices.get(site.id)
         candidate = Candidate.parse(choice.candidate) if choice else KEEP
-        return [candidate] if isinstance(resolve(candidate)[0], PackedFormat) else []
+        stands = is_scaled(candidate) == (site.kind is SiteKind.GROUP)
+        return [candidate] if stands and isinstance(resolve(candidate)[0], PackedFormat) else []
 
     def stored_bytes(self, candidate: Candidate, site: Site) -> int:
         """Bytes of a variant, from its format alone; 0 where the format cannot take the shape."""

@@ -6,21 +6,33 @@ times the variant's squared error there.  Tables and dropped blocks: measured on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from blockwright.anatomy import pruned_config
 from blockwright.errors import ModelError
+from blockwright.library.group import member_errors
 from blockwright.pipeline.building import Built
 from blockwright.pipeline.curvature import output_moments
+from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.plan import check_possible
 from blockwright.stream import Inputs
-from blockwright.types import DROP, Choice, Option, Pair, Problem, Site, SiteKind, VariantRecord
+from blockwright.types import (
+    DROP,
+    Choice,
+    Group,
+    Option,
+    Pair,
+    Problem,
+    Site,
+    SiteKind,
+    VariantRecord,
+)
 
 HEADER_BYTES_PER_TENSOR = 160
 """Upper estimate of a tensor's entry in a safetensors header, its name left out."""
@@ -46,6 +58,8 @@ def pose_problem(run: Run, built: Built) -> Posed:
     tables = [(site, record) for site, record in records if site.kind is SiteKind.TABLE]
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
     options += [_option(run, site, r, _predicted(run, r, moments)) for site, r in linears]
+    groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
+    options += groups
     blocks, unavailable = _droppable(run)
     neighbours = _neighbours(blocks)
     changes = len(tables) + len(blocks) + len(neighbours)
@@ -57,9 +71,10 @@ def pose_problem(run: Run, built: Built) -> Posed:
             options.append(_option(run, site, record, loss))
             stage.advance()
         dropped: dict[str, float] = {}
+        offered = {option.site for option in groups}
         for site in blocks:
             dropped[site.id] = _loss_without(run, [site], inputs)
-            options += _drop_options(run, site, dropped[site.id])
+            options += _drop_options(run, site, dropped[site.id], offered)
             stage.advance()
         pairs = []
         for both in neighbours:
@@ -99,6 +114,7 @@ def check_budget(run: Run) -> None:
                 key="", site=site.id, candidate=str(candidate), stored_bytes=stored
             )
             options += [_option(run, site, record, 0.0)] if stored else []
+    options += [option for group in groups_of(run) for option in _declared(run, group)]
     replaceable = sum(_dense_bytes(run, site) for site in sites)
     problem = Problem(
         model=run.request.model,
@@ -110,6 +126,19 @@ def check_budget(run: Run) -> None:
         original_bytes=run.original.checkpoint.total_file_bytes,
     )
     check_possible(problem, budget)
+
+
+def _declared(run: Run, group: Group) -> list[Option]:
+    """The options of a group with the bytes that formats declare, its losses unknown."""
+    found = []
+    for candidate in [] if group.refused else run.candidates_for(group.site):
+        stored = [run.stored_bytes(candidate, member) for member in group.members]
+        if all(stored):
+            record = VariantRecord(
+                key="", site=group.site.id, candidate=str(candidate), stored_bytes=sum(stored)
+            )
+            found.append(_group_option(group, record, 0.0))
+    return [_left_to_members(group), *found] if found else []
 
 
 def loss_unit(run: Run) -> str:
@@ -127,11 +156,43 @@ def _offered(run: Run, built: Built) -> list[tuple[Site, VariantRecord]]:
 
 
 def _predicted(run: Run, record: VariantRecord, moments: Mapping[str, Tensor]) -> float:
+    return second_order(moments.get(record.site), run.library.row_errors(record.key))
+
+
+def second_order(G_O: Tensor | None, row_errors_O: Tensor) -> float:
     """1/2 sum_o G_oo (D H D^T)_oo; a site no token of the reverse sweep reached costs nothing."""
-    G_O = moments.get(record.site)
-    if G_O is None:
-        return 0.0
-    return 0.5 * float(G_O.double() @ run.library.row_errors(record.key).double())
+    return 0.0 if G_O is None else 0.5 * float(G_O.double() @ row_errors_O.double())
+
+
+def _grouped(run: Run, group: Group, built: Built, moments: Mapping[str, Tensor]) -> list[Option]:
+    """Keep a group, which leaves it to its members, or decide it as one."""
+    found = []
+    for candidate in run.candidates_for(group.site):
+        record = built.records[group.site.id, str(candidate)]
+        if record.available:
+            errors = member_errors(group, run.library.row_errors(record.key))
+            loss = sum(second_order(moments.get(member), error_O) for member, error_O in errors)
+            found.append(_group_option(group, record, loss))
+    named = run.edited is not None
+    return [_left_to_members(group), *found] if found or named else []
+
+
+def _left_to_members(group: Group) -> Option:
+    return Option(site=group.site.id, candidate="keep", weights=0, stored_bytes=0, loss=0.0)
+
+
+def _group_option(group: Group, record: VariantRecord, loss: float) -> Option:
+    extra = max(record.stored_tensors // len(group.members) - USUAL_TENSORS, 0)
+    return Option(
+        site=group.site.id,
+        candidate=record.candidate,
+        weights=group.site.weights,
+        stored_bytes=record.stored_bytes,
+        loss=loss,
+        key=record.key,
+        contains=tuple(member.id for member in group.members),
+        other_bytes=sum(header_bytes(member.id, extra) for member in group.members),
+    )
 
 
 def _kept(run: Run, site: Site) -> list[Option]:
@@ -204,11 +265,12 @@ def _pair(blocks: tuple[Site, Site], loss: float) -> Pair:
     return Pair(sites=(first.id, second.id), candidates=(str(DROP), str(DROP)), loss=loss)
 
 
-def _drop_options(run: Run, site: Site, loss: float) -> list[Option]:
-    """Keep or drop a block; dropped, its norms go as well."""
+def _drop_options(run: Run, site: Site, loss: float, grouped: Collection[str]) -> list[Option]:
+    """Keep or drop a block; dropped, its norms go as well.  ``grouped``: groups on offer."""
     if site.block is None:
         raise ValueError(f"{site.id} is no block")
     inner = [s for s in run.skeleton.block_sites(site.block) if s.parameter]
+    groups = sorted(name for name in grouped if name.startswith(f"{site.id}."))
     names = run.skeleton.parameters_of_block(site.block)
     whole = sum(run.skeleton.parameters[name].nbytes for name in names)
     drop = Option(
@@ -217,7 +279,7 @@ def _drop_options(run: Run, site: Site, loss: float) -> list[Option]:
         weights=0,
         stored_bytes=0,
         loss=loss,
-        contains=tuple(s.id for s in inner),
+        contains=(*(s.id for s in inner), *groups),
         other_bytes=sum(_dense_bytes(run, s) for s in inner) - whole,
     )
     keep = Option(site=site.id, candidate="keep", weights=0, stored_bytes=0, loss=0.0)

@@ -7,6 +7,7 @@ import shutil
 
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
+from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import check_budget
 from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REVERSE_TOKENS, ROUNDS
@@ -62,6 +63,7 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     linears = sum(site.kind is SiteKind.LINEAR for site in run.skeleton.sites)
     refined += blocks * costs.build / candidates + linears * costs.store
     variants = sum(len(run.candidates_for(site)) for site in run.skeleton.sites if site.parameter)
+    variants += sum(len(run.candidates_for(group.site)) for group in groups_of(run))
     parts = {
         "read": size / READ_BYTES_PER_SECOND,
         "sample": _sampling_seconds(run, costs),
@@ -150,6 +152,10 @@ def _disk(run: Run) -> int:
         if site.parameter:
             for candidate in run.candidates_for(site):
                 library += run.stored_bytes(candidate, site) + RECORD_BYTES
+    for group in groups_of(run):
+        for candidate in run.candidates_for(group.site):
+            stored = sum(run.stored_bytes(candidate, member) for member in group.members)
+            library += stored + RECORD_BYTES
     width = int(run.skeleton.config.get_text_config().hidden_size)
     calibration = run.texts.calibration.tokens * run.capture_dtype.itemsize
     hidden = width * calibration * (run.skeleton.num_blocks + 1 + 2 * RIVALS)

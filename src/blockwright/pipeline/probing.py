@@ -15,9 +15,11 @@ from blockwright.capture import BlockObserver, linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS, Loading, ask_fresh_process
 from blockwright.library import Library
 from blockwright.library.build import WantedVariant, build_variants, needs_of
+from blockwright.library.group import build_group
+from blockwright.pipeline.grouping import group_tensors, groups_of
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Inputs, Stream, weight_of
-from blockwright.types import Site, Statistics, VariantRecord
+from blockwright.types import Group, Site, Statistics, VariantRecord
 
 LONG_SECONDS = 1.0
 """What takes longer is timed once; shorter work is done first and then timed."""
@@ -54,7 +56,9 @@ def probe(run: Run, scratch: Path, advance: Callable[..., None]) -> UnitCosts:
     """Run and build block 0; ``advance`` is told when each of ``probe_steps`` is done."""
     captured = _Prober(run, run.capture_dtype, scratch / "captured")
     sites = linear_sites(captured.stream, 0)
-    offered = [candidate for site in sites for candidate in run.candidates_for(site)]
+    groups = [group for group in groups_of(run) if group.site.block == 0]
+    places = [*sites, *(group.site for group in groups)]
+    offered = [candidate for site in places for candidate in run.candidates_for(site)]
     observers: list[BlockObserver] = []
 
     def gather() -> None:
@@ -67,7 +71,11 @@ def probe(run: Run, scratch: Path, advance: Callable[..., None]) -> UnitCosts:
     step = _Prober(run, run.capture_dtype, scratch / "step", steps=True).block_seconds()
     advance()
     parameters = captured.stream.parameters(0, captured.block)
-    build = _build_seconds(run, sites, parameters, observers[-1].statistics(), advance)
+    statistics = observers[-1].statistics()
+    build = _build_seconds(run, sites, parameters, statistics, advance)
+    for group in groups:
+        seen = statistics.get(group.members[0].id)
+        build += _seconds(partial(_build_group, run, group, seen))
     exact = _Prober(run, torch.float32, scratch / "exact")
     forward = exact.block_seconds() / exact.tokens
     advance()
@@ -162,6 +170,11 @@ def _build(run: Run, site: Site, W_OI: Tensor, statistics: Statistics) -> None:
     wanted = [WantedVariant(item, "", {}) for item in run.candidates_for(site)]
     for _ in build_variants(site.id, W_OI, statistics, wanted):
         pass
+
+
+def _build_group(run: Run, group: Group, statistics: Statistics | None) -> None:
+    for item in run.candidates_for(group.site):
+        build_group(group, group_tensors(run, group), statistics, WantedVariant(item, "", {}))
 
 
 def _store(library: Library) -> None:

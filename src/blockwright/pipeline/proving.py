@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from blockwright.assemble import Layout, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
-from blockwright.pipeline.healed import HealedTensors
 from blockwright.pipeline.measuring import kept_blocks, measure_plan, original_hidden
 from blockwright.pipeline.opening import Run
+from blockwright.pipeline.placing import Placement
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
-from blockwright.types import Plan, Quality, Site, Speed
+from blockwright.types import Plan, Quality, Speed
 
 RELOAD_ROWS, RELOAD_TOKENS = 2, 64
 RELOAD_TOLERANCE = 1e-3
@@ -51,30 +50,19 @@ class Proof:
 
 def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     """Assemble the plan in an empty folder; returns file bytes, which must keep the budget."""
-    specs = {}
-    for site, choice in plan.choices.items():
-        if choice.key:
-            record = run.library.lookup(choice.key)
-            if record is None:
-                raise KeyError(f"library entry {choice.key} of {site} is gone")
-            specs[site] = record.format_spec
+    placement = Placement(run, plan)
+    specs = {site: placement.spec(site) for site in placement.keys}
     checkpoint = run.original.checkpoint
     names = run.original.parameters.unused
     unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
     layout = Layout(run.skeleton, specs, kept_blocks(run, plan), unused)
-    healed = HealedTensors(run.library, run.skeleton, plan.healed)
-
-    def stored_tensors(site: Site) -> Mapping[str, Tensor]:
-        tensors: Mapping[str, Tensor] = run.library.tensors(plan.choices[site.id].key)
-        return {**tensors, **healed.packed(site)}
-
     plan_text = plan.to_text()
     with run.progress.stage("write the folder", layout.total_bytes / 1e6, "MB") as stage:
         size = write_model(
             layout,
-            healed.over(run.original.parameters),
+            placement.source(),
             checkpoint,
-            stored_tensors,
+            placement.tensors,
             folder,
             {PLAN_FILE: plan_text},
             lambda written: stage.advance(written / 1e6),

@@ -7,14 +7,25 @@ from dataclasses import replace
 from torch import Tensor
 
 from blockwright.capture import BlockObserver
-from blockwright.library import variant_key
-from blockwright.library.build import WantedVariant, needs_of, variant_inputs
-from blockwright.pipeline.building import build_site
+from blockwright.library.build import WantedVariant, needs_of
+from blockwright.library.group import SCALE, fill_group
+from blockwright.pipeline.building import build_site, wanted_variant
 from blockwright.pipeline.choosing import Chosen, best_measured
-from blockwright.pipeline.measuring import dense_weight, kept_blocks, measure_on_selection
+from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variant
+from blockwright.pipeline.measuring import kept_blocks, measure_on_selection
 from blockwright.pipeline.opening import Run, by_id, digest_of
+from blockwright.pipeline.placing import Placement, dense_weight
 from blockwright.refine import RefinedSite, refine_blocks
-from blockwright.types import Candidate, Choice, Plan, Site, SiteKind, Statistics
+from blockwright.types import (
+    Candidate,
+    Choice,
+    Group,
+    Plan,
+    Site,
+    SiteKind,
+    Statistics,
+    parameter_name,
+)
 
 
 def refine_plans(run: Run, chosen: Chosen) -> Chosen:
@@ -40,23 +51,34 @@ def refine_plan(run: Run, plan: Plan) -> Plan:
 
 
 def solve_sequentially(run: Run, plan: Plan) -> Plan:
-    """The plan with refined variants in place of those whose methods read statistics."""
-    sites = by_id(run.skeleton)
-    keys = refined_variants(run, plan)
-    chosen = {
-        site: RefinedSite(sites[site], needs_of([Candidate.parse(plan.choices[site].candidate)]))
-        for site in keys
-    }
-    if not chosen:
+    """The plan with refined variants in place of those whose methods read statistics.
+
+    Members of a chosen group are solved again with its fold as it is.
+    """
+    wanted = refined_variants(run, plan)
+    if not wanted:
         return plan
+    placement = Placement(run, replace(plan, healed={}))
+    sites = by_id(run.skeleton)
+    groups = placement.grouped
+    decided = {name: groups[name].site.id if name in groups else name for name in placement.keys}
+    chosen = {
+        name: RefinedSite(sites[name], needs_of([wanted[decided[name]].candidate]))
+        for name in decided
+        if decided[name] in wanted
+    }
 
     def solve(site: Site, W_OI: Tensor, statistics: Statistics | None) -> Tensor:
-        item = keys[site.id]
+        item = wanted[decided[site.id]]
+        group = groups.get(site.id)
         if run.library.lookup(item.key) is None:
-            build_site(run, site, W_OI, statistics, [item])
-        return dense_weight(run, site, standing_key(run, plan, item.key, site.id))
+            if group is None:
+                build_site(run, site, W_OI, statistics, [item])
+            else:
+                refine_group(run, group, placement.keys[site.id], statistics, item)
+        return dense_weight(run, site, standing_key(run, plan, item.key, decided[site.id]))
 
-    stream = run.stream(dtype=run.capture_dtype, blocks=kept_blocks(run, plan))
+    stream = run.stream(placement.source(), run.capture_dtype, kept_blocks(run, plan))
     folder = run.library.work_folder("refine-" + digest_of([plan_digest(plan), run.surroundings]))
     with run.progress.stage(f"refine {plan.name}", len(stream.blocks), "blocks") as stage:
         refine_blocks(
@@ -64,28 +86,37 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
         )
     return replace(
         plan,
-        choices={site: _refined_choice(run, plan, site, keys.get(site)) for site in plan.choices},
+        choices={site: _refined_choice(run, plan, site, wanted.get(site)) for site in plan.choices},
     )
 
 
+def refine_group(
+    run: Run, group: Group, key: str, statistics: Statistics | None, item: WantedVariant
+) -> None:
+    """Solve a group's members again under the fold of entry ``key``, on their real inputs x / t."""
+    names = {SCALE, *map(parameter_name, group.parameters)}
+    fold = {name: t for name, t in run.library.tensors(key).items() if name in names}
+    with run.library.building(item.key):
+        built = fill_group(group, group_tensors(run, group), fold, statistics, item)
+        run.library.store(built.record, built.tensors, built.row_errors)
+
+
 def refined_variants(run: Run, plan: Plan) -> dict[str, WantedVariant]:
-    """Refined variants by site: what stands in front of them is the plan itself."""
+    """Refined variants by site or group: what stands in front of them is the plan itself."""
     sites = by_id(run.skeleton)
+    groups = {group.site.id: group for group in groups_of(run)}
     prefix = plan_digest(plan)
-    keys: dict[str, WantedVariant] = {}
+    found: dict[str, WantedVariant] = {}
     for name, choice in plan.choices.items():
-        site = sites[name]
-        if not choice.key or site.kind is not SiteKind.LINEAR:
+        if not choice.key:
             continue
         candidate = Candidate.parse(choice.candidate)
-        inputs = variant_inputs(
-            source=run.original.weight_digest(site),
-            candidate=candidate,
-            statistics=f"{run.statistics_digest}/refined-in/{prefix}/{name}",
-            surroundings=run.surroundings,
-        )
-        keys[name] = WantedVariant(candidate, variant_key(inputs), inputs)
-    return keys
+        seen = f"{run.statistics_digest}/refined-in/{prefix}/{name}"
+        if name in groups:
+            found[name] = wanted_group_variant(run, groups[name], candidate, seen)
+        elif sites[name].kind is SiteKind.LINEAR:
+            found[name] = wanted_variant(run, sites[name], candidate, seen)
+    return found
 
 
 def standing_key(run: Run, plan: Plan, refined: str, site: str) -> str:

@@ -77,14 +77,10 @@ def resolve_edited(plan: Plan, problem: Problem) -> Plan:
 
     Raises ``PlanError`` where a candidate is not there, or the plan is over the limits it carries.
     """
-    check_plan(plan, problem)
     options = options_by_site(problem)
-    for site, candidate in unbuilt(plan, problem)[:1]:
-        offered = ", ".join(sorted(options[site]))
-        hint = _nearest(candidate, options[site])
-        raise PlanError(
-            f"the plan asks for {candidate} at {site}{hint}; available there: {offered}"
-        )
+    if plan.fingerprint == problem.fingerprint:
+        _check_built(plan, problem, options)
+    check_plan(plan, problem)
     chosen = [options[site][choice.candidate] for site, choice in plan.choices.items()]
     found = plan_of(
         problem,
@@ -111,6 +107,17 @@ def workload_of(plan: Plan) -> Workload:
         raise PlanError(
             f"the plan's 'workload' is malformed ({error}); give phase, batch and context"
         ) from None
+
+
+def _check_built(plan: Plan, problem: Problem, options: Offered) -> None:
+    """What is not there comes first: a group that was not built leaves its members undecided."""
+    for site, candidate in unbuilt(plan, problem):
+        if site in options and candidate != "drop":
+            offered = ", ".join(sorted(options[site]))
+            hint = _nearest(candidate, options[site])
+            raise PlanError(
+                f"the plan asks for {candidate} at {site}{hint}; available there: {offered}"
+            )
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from blockwright.plan.limits import Limit, limits_of, limits_on
 from blockwright.plan.totals import plan_of
-from blockwright.types import Budget, Option, Plan, Problem
+from blockwright.types import Budget, Candidate, Option, Plan, Problem
 
 Offered = Mapping[str, Mapping[str, Option]]
 """Site -> candidate -> option."""
@@ -16,16 +17,19 @@ def uniform_plans(problem: Problem, budget: Budget) -> list[Plan]:
     """Plans with one candidate at all linears, those that keep all limits, least predicted loss
     first.
 
-    A linear that nothing but ``keep`` is offered for keeps its weights.  Tables keep theirs under a
-    budget in bits alone; else each candidate of the tables, the same for all, is tried too.
+    A linear that nothing but ``keep`` is offered for keeps its weights.  A candidate that scales
+    groups (``int4-g64:awq>gptq``) stands at every group that has it, the rest of its chain
+    (``int4-g64:gptq``) at all other linears; it is left out where that one is not offered.  Tables
+    keep theirs under a budget in bits alone; else each candidate of the tables, the same for all,
+    is tried too.
     """
     linears, tables, rest = _by_role(problem)
     kept = ["keep", *_candidates(tables)] if budget.counts_files else ["keep"]
     limits = limits_on(problem, budget)
     plans = []
-    for candidate in _candidates(linears):
+    for candidate, everywhere in _linear_choices(problem, linears, rest).items():
         for table in kept:
-            chosen = [*_everywhere(linears, candidate), *_everywhere(tables, table), *rest]
+            chosen = [*everywhere, *_everywhere(tables, table)]
             if keeps(chosen, limits):
                 name = f"uniform {candidate}" + ("" if table == "keep" else f", tables {table}")
                 found = plan_of(
@@ -66,6 +70,30 @@ def _by_role(problem: Problem) -> tuple[Offered, Offered, list[Option]]:
     tables = {site: found for site, found in leaves.items() if site not in linears}
     rest = [offered[site]["keep"] for site in containers if "keep" in offered[site]]
     return linears, tables, rest
+
+
+def _linear_choices(
+    problem: Problem, linears: Offered, rest: list[Option]
+) -> dict[str, list[Option]]:
+    """One candidate at all linears, alone or by groups, with the ``keep`` of what contains them."""
+    found = {each: [*_everywhere(linears, each), *rest] for each in _candidates(linears)}
+    groups: dict[str, list[Option]] = {}
+    for option in problem.options:
+        if option.contains and option.weights:
+            groups.setdefault(option.candidate, []).append(option)
+    for candidate, options in groups.items():
+        rest_of_chain = str(_without_first_method(candidate))
+        if rest_of_chain in found:
+            decided = {option.site for option in options}
+            decided |= {site for option in options for site in option.contains}
+            others = [o for o in found[rest_of_chain] if o.site not in decided]
+            found[candidate] = [*others, *options]
+    return found
+
+
+def _without_first_method(candidate: str) -> Candidate:
+    parsed = Candidate.parse(candidate)
+    return replace(parsed, methods=parsed.methods[1:])
 
 
 def _candidates(sites: Offered) -> list[str]:

@@ -7,7 +7,7 @@ from blockwright.refine.healing import (
     healing_inputs,
 )
 from blockwright.refine.sequential import RefinedSite, Resolve, refine_blocks
-from blockwright.refine.tunable import TunableBlock, packed_name, parameter_name
+from blockwright.refine.tunable import TunableBlock
 
 __all__ = [
     "LEAST_BATCHES",
@@ -17,7 +17,5 @@ __all__ = [
     "TunableBlock",
     "heal_blocks",
     "healing_inputs",
-    "packed_name",
-    "parameter_name",
     "refine_blocks",
 ]

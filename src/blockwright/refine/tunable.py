@@ -23,17 +23,7 @@ from torch.func import functional_call
 
 from blockwright.stream import Stream
 from blockwright.tuning import TrainedTensor, Values
-from blockwright.types import PackedLinear, Site
-
-
-def packed_name(site: str, tensor: str) -> str:
-    """Name of a packed site's tensor."""
-    return f"packed/{site}/{tensor}"
-
-
-def parameter_name(parameter: str) -> str:
-    """Name of a parameter of the model."""
-    return f"parameter/{parameter}"
+from blockwright.types import PackedLinear, Site, packed_name, parameter_name
 
 
 class TunableBlock:

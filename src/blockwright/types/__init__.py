@@ -12,10 +12,11 @@ from blockwright.types.format import (
     PackedLinear,
     ValueFormat,
 )
+from blockwright.types.group import Group, group_site
 from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
-from blockwright.types.method import LinearMethod
+from blockwright.types.method import LinearMethod, Method, ScalingMethod
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Pair, Plan, Problem, Timing
 from blockwright.types.profile import PROFILE_VERSION, Profile
 from blockwright.types.recipe import Recipe
@@ -28,7 +29,7 @@ from blockwright.types.solution import (
     Solution,
 )
 from blockwright.types.statistics import Statistic, Statistics
-from blockwright.types.variant import VariantRecord
+from blockwright.types.variant import VariantRecord, packed_name, parameter_name
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
@@ -52,11 +53,13 @@ __all__ = [
     "Grid",
     "GridFormat",
     "GridSolution",
+    "Group",
     "LimitFigures",
     "LinearMethod",
     "MaskedFormat",
     "MaskedSolution",
     "Memory",
+    "Method",
     "Option",
     "PackedFormat",
     "PackedLinear",
@@ -69,6 +72,7 @@ __all__ = [
     "Profile",
     "Quality",
     "Recipe",
+    "ScalingMethod",
     "Site",
     "SiteKind",
     "Solution",
@@ -80,5 +84,8 @@ __all__ = [
     "ValueFormat",
     "VariantRecord",
     "Workload",
+    "group_site",
+    "packed_name",
+    "parameter_name",
     "parse_size",
 ]

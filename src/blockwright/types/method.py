@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -47,3 +47,42 @@ class LinearMethod(ABC):
         """``solve`` for one format after another, bit for bit; work may be shared."""
         for format in formats:
             yield self.solve(W_OI, statistics, format)
+
+
+class ScalingMethod(ABC):
+    """A method for linears that read one tensor: it scales their inputs before they are filled.
+
+    With t [I] > 0, inputs become x / t and weights W t, which changes no output.  What is in front
+    of the linears takes in 1 / t, and ordinary methods fill W t.  In a candidate it stands first:
+    ``int4-g64:awq>gptq``.  Implementations are frozen, keyword-only dataclasses.
+    """
+
+    paper: ClassVar[str]
+    """Authors, title, venue, year."""
+    family: ClassVar[str]
+    """quantize, sparsify, lowrank or depth."""
+    version: ClassVar[int]
+    """Raised whenever the result changes: part of the library's key."""
+    fills: ClassVar[type[Format]]
+    """The kind of format it can scale for."""
+    default_chain: ClassVar[tuple[str, tuple[tuple[str, str], ...]]]
+    """Method, and its options, that fills what was scaled when the candidate names none."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Statistic]:
+        """Statistics it reads with these hyperparameters; it is handed no others."""
+
+    @abstractmethod
+    def choose_scale(
+        self, weights_OI: Sequence[Tensor], statistics: Statistics, format: Format
+    ) -> Tensor:
+        """t [I], fp32, finite and positive, for weights [O_m, I] and the input they share.
+
+        Weights are fp32, contiguous and must not be modified.  Raises ``NumericalError`` with the
+        reason when no finite scale is found.
+        """
+
+
+Method = LinearMethod | ScalingMethod
+"""What a candidate's chain is made of."""

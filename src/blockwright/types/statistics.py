@@ -45,6 +45,19 @@ class Statistics:
         kept = {name.value: getattr(self, name.value) for name in Statistic if name in needs}
         return Statistics(tokens=self.tokens, **kept)
 
+    def scaled(self, t_I: Tensor) -> Statistics:
+        """What the site sees when its inputs x become x / t, t [I] > 0."""
+        gram, samples = self.input_gram, self.input_samples
+        absmax, absmean = self.input_absmax, self.input_absmean
+        return Statistics(
+            tokens=self.tokens,
+            input_gram=None if gram is None else gram / t_I[:, None] / t_I,
+            input_samples=None if samples is None else samples / t_I,
+            input_absmax=None if absmax is None else absmax / t_I,
+            input_absmean=None if absmean is None else absmean / t_I,
+            output_gradient=self.output_gradient,
+        )
+
     def need(self, name: Statistic) -> Tensor:
         """The tensor of a statistic; raises ``StatisticMissingError`` when it is not there."""
         value: Tensor | None = getattr(self, name.value)

@@ -6,6 +6,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+def packed_name(site: str, tensor: str) -> str:
+    """Name of a packed site's tensor in an entry of several sites."""
+    return f"packed/{site}/{tensor}"
+
+
+def parameter_name(parameter: str) -> str:
+    """Name of a parameter of the model in such an entry."""
+    return f"parameter/{parameter}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class VariantRecord:
     """The JSON half of a library entry; the packed tensors stand beside it."""

@@ -1,0 +1,137 @@
+"""The groups of a run's model: seen on one small batch, kept in the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from blockwright.capture import FoundGroup, find_groups
+from blockwright.library import variant_key
+from blockwright.library.build import WantedVariant
+from blockwright.library.group import GroupTensors, group_inputs
+from blockwright.pipeline.opening import Run, digest_of
+from blockwright.registry import is_scaled
+from blockwright.stream import Inputs, weight_of
+from blockwright.types import Candidate, Group, Site, SiteKind, group_site
+
+SEARCH_VERSION = 1
+"""Raised whenever other groups may be found: part of their key."""
+SEEN_TOKENS = 64
+"""Tokens of one calibration row on which groups are seen."""
+
+
+def groups_of(run: Run) -> tuple[Group, ...]:
+    """Groups of all blocks, block by block; none are looked for unless a candidate scales one."""
+    if not any(map(is_scaled, offered(run))):
+        return ()
+    path = run.skeleton.block_path
+    found = _found_groups(run)
+    groups = []
+    for index in range(run.skeleton.num_blocks):
+        sites = {site.id: site for site in run.skeleton.block_sites(index)}
+        for item in found[_pattern(run, index)]:
+            members = tuple(sites[f"{path}.{index}.{name}"] for name in item.members)
+            groups.append(_group(index, f"{path}.{index}", item, members))
+    if run.edited is None:
+        return tuple(groups)
+    return tuple(group for group in groups if group.site.id in run.edited.choices)
+
+
+def offered(run: Run) -> list[Candidate]:
+    """All candidates that are named anywhere in a run."""
+    if run.edited is None:
+        return list(run.candidates)
+    named = {choice.candidate for choice in run.edited.choices.values()}
+    return [Candidate.parse(text) for text in sorted(named)]
+
+
+def wanted_group_variants(run: Run, group: Group) -> list[WantedVariant]:
+    """All variants of a group on the original's inputs, with their keys."""
+    seen = f"{run.statistics_digest}/{group.site.id}"
+    return [
+        wanted_group_variant(run, group, candidate, seen)
+        for candidate in run.candidates_for(group.site)
+    ]
+
+
+def wanted_group_variant(run: Run, group: Group, candidate: Candidate, seen: str) -> WantedVariant:
+    """One variant; ``seen``: digest of what the members saw."""
+    names = [name for p in group.parameters for name in run.original.parameters.sources(p)]
+    source = [run.original.weight_digest(member) for member in group.members]
+    source += [run.original.digests[name] for name in names]
+    inputs = group_inputs(
+        group=group,
+        source=digest_of(source),
+        candidate=candidate,
+        statistics=seen,
+        surroundings=run.surroundings,
+    )
+    return WantedVariant(candidate, variant_key(inputs), inputs)
+
+
+def group_tensors(run: Run, group: Group) -> GroupTensors:
+    """Weights and parameters of a group as the original has them."""
+    names = [*(member.parameter for member in group.members), *group.parameters]
+    tensors: Mapping[str, Tensor] = run.original.parameters.load(names)
+    return GroupTensors(
+        [weight_of(member, tensors[member.parameter]) for member in group.members],
+        [tensors[name] for name in group.parameters],
+    )
+
+
+def _found_groups(run: Run) -> dict[tuple[str, ...], list[FoundGroup]]:
+    """Groups by the inner names of a block's linears."""
+    key = "groups-" + digest_of([SEARCH_VERSION, run.original.fingerprint, run.surroundings])
+    known = run.library.result(key)
+    if known is None:
+        known = {"blocks": _search(run)}
+        run.library.store_result(key, known)
+    return {tuple(names): [_read(item) for item in groups] for names, groups in known["blocks"]}
+
+
+def _search(run: Run) -> list[Any]:
+    """Run the first block of every set of inner names on the first calibration tokens."""
+    first: dict[tuple[str, ...], int] = {}
+    for index in range(run.skeleton.num_blocks):
+        first.setdefault(_pattern(run, index), index)
+    stream, inputs = run.stream(), run.calibration_inputs
+    one = Inputs(inputs.name, inputs.values[:1, :SEEN_TOKENS].contiguous(), 1)
+    folder = run.library.work_folder("groups-" + run.statistics_digest)
+    stem = stream.run_stem(one, folder / "stem.bin")
+    hidden = stream.file(folder / "stem.bin", stem).read(0, 1)
+    with run.progress.stage("find groups", len(first), "blocks") as stage:
+        found = []
+        for pattern, index in first.items():
+            groups = find_groups(stream, index, stem, hidden.to(stream.device))
+            found.append([pattern, [vars(group) for group in groups]])
+            stage.advance()
+    return found
+
+
+def _read(item: Mapping[str, Sequence[Any]]) -> FoundGroup:
+    return FoundGroup(
+        members=tuple(item["members"]),
+        parameters=tuple(item["parameters"]),
+        offsets=tuple(item["offsets"]),
+        refused=str(item["refused"]),
+    )
+
+
+def _pattern(run: Run, index: int) -> tuple[str, ...]:
+    """Names of a block's linears relative to it."""
+    prefix = f"{run.skeleton.block_path}.{index}."
+    sites = run.skeleton.block_sites(index)
+    return tuple(s.id.removeprefix(prefix) for s in sites if s.kind is SiteKind.LINEAR)
+
+
+def _group(index: int, path: str, found: FoundGroup, members: tuple[Site, ...]) -> Group:
+    weights = sum(member.weights for member in members)
+    return Group(
+        site=group_site(index, path, found.members, weights),
+        members=members,
+        parameters=tuple(f"{path}.{name}" for name in found.parameters),
+        offsets=found.offsets,
+        refused=found.refused,
+    )
