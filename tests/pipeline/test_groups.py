@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from blockwright.pipeline.grouping import groups_of, wanted_group_variants
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.placing import FoldedSource, dense_weight
 from blockwright.pipeline.posing import pose_problem
-from blockwright.pipeline.proving import PLAN_FILE
+from blockwright.plan import resolve_edited, solve
 from blockwright.progress import SilentProgress
 from blockwright.stream import Inputs, weight_of
-from blockwright.types import Budget, FitRequest, Group, Plan, Preset
+from blockwright.types import Budget, Choice, FitRequest, FitResult, Group, Plan, Preset
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
 from tests.models import tiny_model
@@ -59,30 +59,39 @@ def scaled_groups(plan: Plan) -> list[str]:
     return [site for site, choice in plan.choices.items() if choice.candidate == SCALED]
 
 
-@pytest.mark.parametrize(("kind", "preset"), [("llama", Preset.FAST), ("gemma3", Preset.BALANCED)])
-def test_a_scaled_plan_keeps_its_budget_reloads_and_builds_itself_again(
-    kind: str, preset: Preset, tmp_path: Path
-) -> None:
-    """``fit`` itself compares the reloaded folder with the assembled one."""
-    first = half_precision(kind, tmp_path, preset)
-    result = pipeline.fit(first)
-    plan = Plan.read(result.plan_path)
-    groups = scaled_groups(plan)
-    assert groups
-    for group in groups:
-        path, _, names = group.partition("{")
-        members = [path + name for name in names.rstrip("}").split(",")]
-        assert not set(members) & set(plan.choices)
-    files = (tmp_path / "out").glob("*.safetensors")
-    assert result.size_bytes == sum(path.stat().st_size for path in files)
-    assert result.size_bytes <= plan.size_bytes
-    assert result.bits_per_weight <= 6.5
-    assert plan.loss / 2 < plan.measured["selection_loss"] < plan.loss * 2
+def test_a_scaled_plan_keeps_its_budget_reloads_and_builds_itself_again(tmp_path: Path) -> None:
+    first = half_precision("llama", tmp_path, Preset.FAST)
+    result = checked_fit(first)
     again = replace(first, out=tmp_path / "again", plan=result.plan_path, budget=None)
     pipeline.fit(again)
     before, after = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "again")
     assert before["model.safetensors"] == after["model.safetensors"]
-    check_generation(tmp_path / "out")
+
+
+def test_a_scaled_plan_of_norms_that_add_one_is_healed_and_reloads(tmp_path: Path) -> None:
+    result = checked_fit(half_precision("gemma3", tmp_path, Preset.BALANCED))
+    assert Plan.read(result.plan_path).healed
+
+
+def checked_fit(asked: FitRequest) -> FitResult:
+    """A fit with scaled groups: budget, bytes, prediction, card, generation.
+
+    ``fit`` itself compares the reloaded folder with the assembled one.
+    """
+    result = pipeline.fit(asked)
+    plan = Plan.read(result.plan_path)
+    assert scaled_groups(plan)
+    for group in scaled_groups(plan):
+        path, _, names = group.partition("{")
+        members = [path + name for name in names.rstrip("}").split(",")]
+        assert not set(members) & set(plan.choices)
+    assert result.size_bytes == sum(f.stat().st_size for f in result.out.glob("*.safetensors"))
+    assert result.size_bytes <= plan.size_bytes
+    assert result.bits_per_weight <= 6.5
+    assert plan.loss / 2 < plan.measured["selection_loss"] < plan.loss * 2
+    assert f"x `{SCALED}`" in (result.out / "README.md").read_text(encoding="utf-8")
+    check_generation(result.out)
+    return result
 
 
 def check_generation(folder: Path) -> None:
@@ -177,42 +186,49 @@ def test_a_dropped_block_contains_its_groups(model_folder: ModelFolder, tmp_path
 DROPPED = ("model.layers.1", "drop")
 
 
+def test_a_plan_that_keeps_all_groups_builds_itself_again(
+    model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    run, found = posed("llama", model_folder, tmp_path)
+    plan = solve(found.problem, Budget(bits=9.5))
+    assert sum("{" in site for site in plan.choices) == 6
+    assert not scaled_groups(plan)
+    plan.write(tmp_path / "plan.json")
+    edited = replace(run.request, plan=tmp_path / "plan.json", budget=None)
+    again = open_run(edited, SilentProgress())
+    problem = pose_problem(again, build_library(again)).problem
+    assert again.edited is not None
+    assert resolve_edited(again.edited, problem).choices == plan.choices
+
+
 def test_errors_of_edited_plans_name_the_group(model_folder: ModelFolder, tmp_path: Path) -> None:
-    first = asked("llama", model_folder, tmp_path)
-    result = pipeline.fit(first)
-    plan = json.loads(result.plan_path.read_text(encoding="utf-8"))
-    group = scaled_groups(Plan.read(result.plan_path))[0]
+    _, found = posed("llama", model_folder, tmp_path)
+    plan = solve(found.problem, TIGHT)
+    group = scaled_groups(plan)[0]
     member = group.partition("{")[0] + group.partition("{")[2].partition(",")[0]
-    kept = {"candidate": "keep", "stored_bytes": 0, "loss": 0.0, "key": ""}
+    kept = Choice(candidate="keep", stored_bytes=0, loss=0.0)
     edits = {
         f"chooses for {member} and also for {group}": {member: kept},
-        f"asks for int8:rtn at {group}; available there: keep": {
-            group: kept | {"candidate": "int8:rtn"}
+        f"asks for int8:rtn at {group}; available there: {SCALED}, keep": {
+            group: replace(kept, candidate="int8:rtn")
         },
         f"names {group}x, which": {group + "x": kept},
     }
-    for index, (message, edit) in enumerate(edits.items()):
-        edited = tmp_path / f"edited-{index}.json"
-        choices = {**plan["choices"], **edit}
-        edited.write_text(json.dumps({**plan, "choices": choices}), encoding="utf-8")
-        again = replace(first, out=tmp_path / f"out-{index}", plan=edited, budget=None)
+    for message, edit in edits.items():
+        edited = replace(plan, choices={**plan.choices, **edit})
         with pytest.raises(PlanError) as caught:
-            pipeline.fit(again)
+            resolve_edited(edited, found.problem)
         assert message in str(caught.value)
 
 
 def test_lost_entries_are_built_again_to_the_same_bytes(
     model_folder: ModelFolder, tmp_path: Path
 ) -> None:
-    first = asked("llama", model_folder, tmp_path)
-    pipeline.fit(first)
-    second = replace(first, out=tmp_path / "second")
-    run = open_run(second, SilentProgress())
-    lost = [wanted_group_variants(run, group)[0].key for group in groups_of(run)]
-    for key in lost:
-        (run.library.folder / "entries" / key[:2] / key / "entry.json").unlink()
-    del run
-    assert pipeline.fit(second).library_misses == 6
-    before, after = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "second")
-    for name in ("model.safetensors", "config.json", PLAN_FILE):
-        assert before[name] == after[name]
+    run, _ = posed("llama", model_folder, tmp_path)
+    keys = [wanted_group_variants(run, group)[0].key for group in groups_of(run)]
+    entries = [run.library.folder / "entries" / key[:2] / key for key in keys]
+    before = [(entry / "tensors.safetensors").read_bytes() for entry in entries]
+    for entry in entries:
+        shutil.rmtree(entry)
+    assert build_library(run).misses == 6
+    assert [(entry / "tensors.safetensors").read_bytes() for entry in entries] == before

@@ -11,7 +11,7 @@ from blockwright.capture import FoundGroup, find_groups
 from blockwright.library import variant_key
 from blockwright.library.build import WantedVariant
 from blockwright.library.group import GroupTensors, group_inputs
-from blockwright.pipeline.opening import Run, digest_of
+from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.registry import is_scaled
 from blockwright.stream import Inputs, weight_of
 from blockwright.types import Candidate, Group, Site, SiteKind, group_site
@@ -23,8 +23,10 @@ SEEN_TOKENS = 64
 
 
 def groups_of(run: Run) -> tuple[Group, ...]:
-    """Groups of all blocks, block by block; none are looked for unless a candidate scales one."""
-    if not any(map(is_scaled, offered(run))):
+    """Groups of all blocks, block by block, or those that an edited plan names; none are looked for
+    unless a candidate scales one or the plan may name one.
+    """
+    if not _concern(run):
         return ()
     path = run.skeleton.block_path
     found = _found_groups(run)
@@ -39,12 +41,11 @@ def groups_of(run: Run) -> tuple[Group, ...]:
     return tuple(group for group in groups if group.site.id in run.edited.choices)
 
 
-def offered(run: Run) -> list[Candidate]:
-    """All candidates that are named anywhere in a run."""
+def _concern(run: Run) -> bool:
     if run.edited is None:
-        return list(run.candidates)
-    named = {choice.candidate for choice in run.edited.choices.values()}
-    return [Candidate.parse(text) for text in sorted(named)]
+        return any(map(is_scaled, run.candidates))
+    known = by_id(run.skeleton)
+    return any(site not in known for site in run.edited.choices)
 
 
 def wanted_group_variants(run: Run, group: Group) -> list[WantedVariant]:
