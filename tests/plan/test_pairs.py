@@ -12,7 +12,7 @@ from blockwright.library.problems import problem_from_json, problem_to_json
 from blockwright.plan import corrected, plan_of, solve
 from blockwright.plan.limits import budget_bytes, cost_of
 from blockwright.types import Budget, Option, Pair, Problem
-from tests.plan.problems import all_choices, option, problem_of
+from tests.plan.problems import option, problem_of
 
 
 def blocks_problem(seed: int, sign: float) -> Problem:
@@ -34,6 +34,20 @@ def blocks_problem(seed: int, sign: float) -> Problem:
     return replace(problem_of(options), pairs=tuple(pairs))
 
 
+def plans_of(problem: Problem) -> list[tuple[Option, ...]]:
+    """Every plan: each block dropped, or its two linears decided."""
+    found = {(o.site, o.candidate): o for o in problem.options}
+    by_block: list[list[tuple[Option, ...]]] = []
+    for block in range(5):
+        site = f"layers.{block}"
+        choices: list[tuple[Option, ...]] = [(found[site, "drop"],)]
+        for pair in itertools.product(("keep", "int4"), repeat=2):
+            linears = (found[f"{site}.{n}", c] for n, c in zip(("q", "o"), pair, strict=True))
+            choices.append((found[site, "keep"], *linears))
+        by_block.append(choices)
+    return [tuple(itertools.chain(*chosen)) for chosen in itertools.product(*by_block)]
+
+
 def total_loss(problem: Problem, chosen: tuple[Option, ...]) -> float:
     taken = {(item.site, item.candidate) for item in chosen}
     extra = sum(
@@ -52,7 +66,7 @@ def test_the_solver_finds_the_least_loss_with_pairs(seed: int, sign: float) -> N
         limit = budget_bytes(problem, budget)
         least = min(
             total_loss(problem, chosen)
-            for chosen in all_choices(problem)
+            for chosen in plans_of(problem)
             if sum(cost_of(item, budget) for item in chosen) <= limit
         )
         assert solve(problem, budget).loss == pytest.approx(least, rel=1e-5)
