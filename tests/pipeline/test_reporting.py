@@ -78,7 +78,7 @@ def test_a_folder_appears_with_its_report_or_not_at_all(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_report", killed)
+        patch.setattr(pipeline, "describe", killed)
         with pytest.raises(KeyboardInterrupt):
             pipeline.fit(asked)
     assert not asked.out.exists()
