@@ -57,7 +57,7 @@ def test_a_folders_recipe_fits_the_same_bytes(fitted: FitRequest) -> None:
     assert result.library_misses == 0
     same_folder(fitted.out, fitted.out.with_name("again"))
     data = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    assert data["budget"] == {"bits": 5.5}
+    assert data["budget"] == {"bits": 5.5, "phase": "decode", "batch": 1, "context": 512}
     assert data["candidates"] == ["int4-g32:rtn", "int8:rtn"]
     assert data["sequence_length"] == 64
     assert data["eval_tokens"] % 64 == 0
