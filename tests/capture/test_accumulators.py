@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from blockwright.capture.accumulators import AbsMax, AbsMean, Gram, Samples, accumulators_for
+from blockwright.capture.accumulators import (
+    GRAM_BLOCK,
+    AbsMax,
+    AbsMean,
+    Gram,
+    Samples,
+    accumulators_for,
+)
 from blockwright.types import Statistic
 
 X_TI = torch.randn(1000, 12, generator=torch.Generator().manual_seed(0))
@@ -15,6 +22,14 @@ def test_gram_is_the_mean_outer_product() -> None:
     for part in X_TI.split(77):
         gram.update(part)
     torch.testing.assert_close(gram.result(), X_TI.T @ X_TI / 1000, rtol=1e-5, atol=1e-5)
+    assert torch.equal(gram.result(), gram.result().T)
+
+
+def test_a_gram_of_more_features_than_a_block_is_whole() -> None:
+    x_TI = torch.randn(40, 2 * GRAM_BLOCK + 3, generator=torch.Generator().manual_seed(0))
+    gram = Gram(x_TI.shape[1])
+    gram.update(x_TI)
+    torch.testing.assert_close(gram.result(), x_TI.T @ x_TI / 40, rtol=1e-5, atol=1e-5)
 
 
 def test_absmax_and_absmean_do_not_depend_on_batching() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blockwright.numerics.losses import CHUNK_ROWS, quadratic_error, relative_error, row_errors
+from blockwright.numerics.losses import CHUNK_COLUMNS, quadratic_error, relative_error, row_errors
 from tests.layers import gram
 
 
-@pytest.mark.parametrize("out_features", [1, 7, CHUNK_ROWS, 2 * CHUNK_ROWS + 3])
-def test_row_errors_are_the_mean_squared_outputs(out_features: int) -> None:
+@pytest.mark.parametrize("in_features", [1, 24, CHUNK_COLUMNS, 2 * CHUNK_COLUMNS + 3])
+def test_row_errors_are_the_mean_squared_outputs(in_features: int) -> None:
     torch.manual_seed(0)
-    D, X = torch.randn(out_features, 24), torch.randn(500, 24)
+    D, X = torch.randn(7, in_features), torch.randn(500, in_features)
     squared = (X.double() @ D.double().T).square().mean(0)
     torch.testing.assert_close(row_errors(D, gram(X)).double(), squared, rtol=1e-5, atol=1e-5)
     assert quadratic_error(D, gram(X)) == pytest.approx(squared.sum().item(), rel=1e-5)

@@ -17,6 +17,8 @@ from blockwright.types import Statistic
 
 SAMPLE_ROWS = 512
 GRAM_CHUNK_TOKENS = 4096
+GRAM_BLOCK = 512
+"""Rows of H that are added to at a time."""
 
 
 class Accumulator(ABC):
@@ -34,7 +36,10 @@ class Accumulator(ABC):
 
 
 class Gram(Accumulator):
-    """H = E[x x^T], [I, I]: sums in fp32, over chunks so that no large fp32 copy of x is made."""
+    """H = E[x x^T], [I, I]: sums in fp32, over chunks so that no large fp32 copy of x is made.
+
+    H is symmetric: only what is on and right of blocks along its diagonal is multiplied.
+    """
 
     statistic = Statistic.INPUT_GRAM
 
@@ -45,11 +50,15 @@ class Gram(Accumulator):
     def update(self, x_TI: Tensor) -> None:
         for chunk in x_TI.split(GRAM_CHUNK_TOKENS):
             x = chunk.float()
-            self.total_II.addmm_(x.T, x)
+            for start in range(0, x.shape[1], GRAM_BLOCK):
+                here = slice(start, start + GRAM_BLOCK)
+                self.total_II[here, start:].addmm_(x[:, here].T, x[:, start:])
         self.tokens += len(x_TI)
 
     def result(self) -> Tensor:
-        return self.total_II / max(self.tokens, 1)
+        total_II = self.total_II.triu()
+        total_II += total_II.triu(1).T
+        return total_II.div_(max(self.tokens, 1))
 
 
 class AbsMax(Accumulator):

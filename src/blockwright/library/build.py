@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from blockwright.errors import FormatError, NumericalError
@@ -88,8 +89,9 @@ def build_variants(
     for item in wanted:
         job = _Job(site, item, *_filling(*resolve(item.candidate)))
         by_method.setdefault(job.method, []).append(job)
+    layer = _Layer(W_OI, statistics)
     for method, jobs in by_method.items():
-        yield from _solve_jobs(method, jobs, W_OI, statistics)
+        yield from _solve_jobs(method, jobs, layer)
 
 
 def build_scaled(
@@ -98,7 +100,32 @@ def build_scaled(
     """One member of a group, by the methods behind the scaling one; ``W_OI`` is scaled already."""
     format, (_, *methods) = resolve(wanted.candidate)
     job = _Job(site, wanted, *_filling(format, methods))
-    return next(_solve_jobs(job.method, [job], W_OI, statistics))
+    return next(_solve_jobs(job.method, [job], _Layer(W_OI, statistics)))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight and what reached it: what every candidate of the site is judged against."""
+
+    W_OI: Tensor
+    statistics: Statistics | None
+
+    @property
+    def tokens(self) -> int:
+        return self.statistics.tokens if self.statistics else 0
+
+    @property
+    def H_II(self) -> Tensor:
+        if self.statistics is None:
+            raise ValueError("no statistics to judge by")
+        return self.statistics.need(Statistic.INPUT_GRAM)
+
+    @cached_property
+    def output_energy(self) -> float:
+        """tr(W H W^T): the squared output, summed over outputs, mean over tokens."""
+        from blockwright.numerics.losses import quadratic_error
+
+        return quadratic_error(self.W_OI, self.H_II)
 
 
 @dataclass(frozen=True)
@@ -110,26 +137,21 @@ class _Job:
     format: PackedFormat | None
     method: LinearMethod | None
 
-    def unavailable(self, reason: str, statistics: Statistics | None) -> BuiltVariant:
-        return BuiltVariant(self._record(statistics, 0.0, {"unavailable": reason}), {})
+    def unavailable(self, reason: str, layer: _Layer) -> BuiltVariant:
+        return BuiltVariant(self._record(layer, 0.0, {"unavailable": reason}), {})
 
-    def built(
-        self, solution: Solution, W_OI: Tensor, statistics: Statistics, seconds: float
-    ) -> BuiltVariant:
+    def built(self, solution: Solution, layer: _Layer, seconds: float) -> BuiltVariant:
         """Pack a solution and judge it by its squared output error."""
-        H_II = statistics.need(Statistic.INPUT_GRAM)
-        facts, tensors, errors_O = _packed(self, solution, W_OI, H_II)
-        return BuiltVariant(self._record(statistics, seconds, facts), tensors, errors_O)
+        facts, tensors, errors_O = _packed(self, solution, layer)
+        return BuiltVariant(self._record(layer, seconds, facts), tensors, errors_O)
 
-    def _record(
-        self, statistics: Statistics | None, seconds: float, facts: Mapping[str, Any]
-    ) -> VariantRecord:
+    def _record(self, layer: _Layer, seconds: float, facts: Mapping[str, Any]) -> VariantRecord:
         return VariantRecord(
             key=self.wanted.key,
             site=self.site,
             candidate=str(self.wanted.candidate),
             seconds=seconds,
-            tokens=statistics.tokens if statistics else 0,
+            tokens=layer.tokens,
             inputs=dict(self.wanted.inputs),
             **facts,
         )
@@ -157,39 +179,36 @@ def _filling(
 
 
 def _solve_jobs(
-    method: LinearMethod | None,
-    jobs: Sequence[_Job],
-    W_OI: Tensor,
-    statistics: Statistics | None,
+    method: LinearMethod | None, jobs: Sequence[_Job], layer: _Layer
 ) -> Iterator[BuiltVariant]:
     pending = []
     for job in jobs:
-        reason = job.check(W_OI)
-        if statistics is None or statistics.tokens == 0:
+        reason = job.check(layer.W_OI)
+        if layer.tokens == 0:
             reason = reason or f"{job.site}: no calibration token reached it"
         if reason:
-            yield job.unavailable(reason, statistics)
+            yield job.unavailable(reason, layer)
         else:
             pending.append(job)
-    while pending and method is not None and statistics is not None:
+    while pending and method is not None and layer.statistics is not None:
         formats = [job.format for job in pending if job.format is not None]
-        solutions = method.solve_each(W_OI, statistics.only(method.needs), formats)
+        solutions = method.solve_each(layer.W_OI, layer.statistics.only(method.needs), formats)
         while pending:
             job, began = pending.pop(0), time.monotonic()
             try:
                 solution = next(solutions)
-                yield job.built(solution, W_OI, statistics, time.monotonic() - began)
+                yield job.built(solution, layer, time.monotonic() - began)
             except NumericalError as error:
-                yield job.unavailable(f"{job.site}: {error}", statistics)
+                yield job.unavailable(f"{job.site}: {error}", layer)
                 break
 
 
 def _packed(
-    job: _Job, solution: Solution, W_OI: Tensor, H_II: Tensor
+    job: _Job, solution: Solution, layer: _Layer
 ) -> tuple[dict[str, Any], Mapping[str, Tensor], Tensor]:
     import torch
 
-    from blockwright.numerics.losses import quadratic_error, row_errors
+    from blockwright.numerics.losses import row_errors
 
     if job.format is None:
         raise TypeError(f"{job.wanted.candidate} has no packed format")
@@ -197,14 +216,14 @@ def _packed(
     W_hat = packed.dequantize()
     if not torch.isfinite(W_hat).all():
         raise NumericalError(f"{job.wanted.candidate} gave values that are not finite")
-    errors_O = row_errors(W_hat - W_OI, H_II)
-    error, scale = float(errors_O.sum(dtype=torch.float64)), quadratic_error(W_OI, H_II)
+    errors_O = row_errors(W_hat - layer.W_OI, layer.H_II)
+    error, energy = float(errors_O.sum(dtype=torch.float64)), layer.output_energy
     tensors = packed.stored_tensors()
     facts = {
         "stored_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
         "stored_tensors": len(tensors),
         "error": error,
-        "relative_error": error / scale if scale > 0 else 0.0,
+        "relative_error": error / energy if energy > 0 else 0.0,
         "format_spec": job.format.spec(),
     }
     return facts, tensors, errors_O
