@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from benchmarks import calibration, decode, memory, price, quality, speedup
+from blockwright.machine import describe_machine
 from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
@@ -22,27 +19,6 @@ BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 MORE = ("calibration",)
 """What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
-
-
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,10 +50,11 @@ def main() -> None:
     unknown = set(arguments.which) - set(known)
     if unknown:
         parser.error(f"unknown benchmark {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    machine = describe_machine() | {"python": platform.python_version()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for which in arguments.which:
         figures = measure(which, arguments)
-        report = {"benchmark": which, "machine": machine(), "figures": figures}
+        report = {"benchmark": which, "machine": machine, "figures": figures}
         text = json.dumps(report, indent=1)
         (arguments.out / f"{which}.json").write_text(text + "\n", encoding="utf-8")
         print(text)

@@ -16,7 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.healing import BUNDLED, held_out
+from benchmarks.healing import BUNDLED
+from benchmarks.quality import held_out
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.measuring import measure_on_selection

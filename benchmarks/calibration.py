@@ -9,13 +9,12 @@ from typing import Any
 
 from blockwright.cli.demo import bundled_model
 from blockwright.pipeline.building import build_library
-from blockwright.pipeline.measuring import measure_plan, original_hidden
+from blockwright.pipeline.measuring import measure_plan, original_on
 from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.sampling import with_sampled_text
 from blockwright.plan import solve, uniform_plans
 from blockwright.progress import stderr_progress
-from blockwright.stream import Inputs
 from blockwright.types import Budget, FitRequest, Preset
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
@@ -52,7 +51,7 @@ def measured(work: Path, share: float, seed: int) -> Iterator[tuple[str, float]]
     run = with_sampled_text(open_run(request, stderr_progress()))
     problem = pose_problem(run, build_library(run)).problem
     heldout = run.texts.heldout
-    original = original_hidden(run, Inputs.of_tokens(heldout.ids), f"heldout-{heldout.digest}")
+    original = original_on(run, "heldout", heldout)
     for bits in BITS:
         budget = Budget(bits=bits)
         for plan in (solve(problem, budget), *uniform_plans(problem, budget)[:1]):

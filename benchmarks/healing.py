@@ -13,17 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.quality import held_out
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.healing import heal_each_block
-from blockwright.pipeline.measuring import loss_of, measure_plan, original_hidden
-from blockwright.pipeline.opening import Run, open_run
+from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.refining import refine_plans
 from blockwright.progress import SilentProgress
-from blockwright.stream import Inputs
 from blockwright.tuning import TuningSettings
-from blockwright.types import Budget, FitRequest, Plan
+from blockwright.types import Budget, FitRequest
 
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 MIXED = tuple(f"int{bits}-g64:gptq" for bits in (2, 3, 4, 5))
@@ -52,13 +51,6 @@ def refined_plan(arguments: argparse.Namespace, case: str, seed: int, library: P
     run = open_run(request, SilentProgress())
     posed = pose_problem(run, build_library(run))
     return run, refine_plans(run, choose_plan(run, posed.problem)).plan
-
-
-def held_out(run: Run, plan: Plan) -> float:
-    """Loss on the held-out text: KL in nats per token, of encoders the squared relative error."""
-    text = run.texts.heldout
-    original = original_hidden(run, Inputs.of_tokens(text.ids), f"heldout-{text.digest}")
-    return loss_of(measure_plan(run, plan, original, text.digest))
 
 
 def main() -> None:

@@ -15,13 +15,12 @@ from typing import Any
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.healing import heal_plan
-from blockwright.pipeline.measuring import loss_of, measure_plan, original_hidden
+from blockwright.pipeline.measuring import loss_of, measure_plan, original_on
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.refining import refine_plan
 from blockwright.plan import uniform_plans
 from blockwright.progress import SilentProgress
-from blockwright.stream import Inputs
 from blockwright.types import Budget, FitRequest, Plan, Preset, Problem
 
 BASELINES = {"int4-g64": None, "int3-g64": None, "int2-g64": 2.5}
@@ -92,5 +91,5 @@ def posed(work: Path, model: Path, seed: int, preset: Preset, bits: float) -> tu
 def held_out(run: Run, plan: Plan) -> float:
     """KL on the held-out text."""
     text = run.texts.heldout
-    original = original_hidden(run, Inputs.of_tokens(text.ids), f"heldout-{text.digest}")
+    original = original_on(run, "heldout", text)
     return loss_of(measure_plan(run, plan, original, text.digest))

@@ -80,3 +80,9 @@ def request(model: Path, work: Path, **changes: Any) -> FitRequest:
         "speed": False,
     }
     return FitRequest(**(options | changes))
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """All files but the reports, which hold times."""
+    files = [path for path in sorted(folder.iterdir()) if "blockwright-report." not in path.name]
+    return {path.name: path.read_bytes() for path in files}

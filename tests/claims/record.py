@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from blockwright.pipeline.machine import describe_machine, versions
+from blockwright.pipeline.machine import machine_line, versions
 from tests.claims.ledger import Claim, Finding, Grade, State
 
 HERE = Path(__file__).parent
@@ -129,7 +129,7 @@ def rounded(value: float) -> float:
 
 def surroundings() -> dict[str, str]:
     """Machine and versions of a run."""
-    return {"machine": describe_machine(), **versions()}
+    return {"machine": machine_line(), **versions()}
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:

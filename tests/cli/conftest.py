@@ -13,7 +13,7 @@ import pytest
 import blockwright
 from blockwright.cli import run
 from blockwright.progress import Progress
-from blockwright.types import FitRequest, FitResult, Price, Quality, Speed
+from blockwright.types import FitRequest, FitResult, LimitFigures, Price, Quality, Speed
 
 
 @dataclass
@@ -53,6 +53,7 @@ def command_line(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 def make_result(out: Path) -> FitResult:
     return FitResult(
+        limits=LimitFigures(workload="decode, batch 1, context 1024", profile=""),
         out=out,
         plan_path=out / "plan.json",
         report_path=out / "report.html",

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from blockwright.errors import ModelError
-from blockwright.evaluate import fresh, sampled
+from blockwright.evaluate import fresh, sampled, timing
 
 
 def answers_of(child: str, asked: dict[str, Any], failed: str) -> Iterator[dict[str, Any]]:
@@ -39,3 +39,4 @@ def load_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if request.node.get_closest_marker("fresh") is None:
         monkeypatch.setattr(fresh, "answers_of", answers_of)
         monkeypatch.setattr(sampled, "answers_of", answers_of)
+        monkeypatch.setattr(timing, "answers_of", answers_of)

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from blockwright import pipeline
 from blockwright.types import Budget, FitResult
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer
+from tests.fits import folder_bytes, request, with_tokenizer
 
 KINDS = {
     "llama": {"intermediate_size": 128},
@@ -26,12 +26,6 @@ KINDS = {
     "qwen3_moe": {"moe_intermediate_size": 64},
     "bert": {"intermediate_size": 128},
 }
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    """All files but the reports, which hold times."""
-    files = [path for path in sorted(folder.iterdir()) if "blockwright-report." not in path.name]
-    return {path.name: path.read_bytes() for path in files}
 
 
 def load(folder: Path, task: str = "causal-lm", **options: Any) -> Any:

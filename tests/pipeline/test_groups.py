@@ -25,9 +25,9 @@ from blockwright.progress import SilentProgress
 from blockwright.stream import Inputs, weight_of
 from blockwright.types import Budget, Choice, FitRequest, FitResult, Group, Plan, Preset
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer
+from tests.fits import folder_bytes, request, with_tokenizer
 from tests.models import tiny_model
-from tests.pipeline.test_fit import folder_bytes, load
+from tests.pipeline.test_fit import load
 
 SCALED = "int4-g32:awq>gptq"
 CANDIDATES = (SCALED, "int8:rtn")

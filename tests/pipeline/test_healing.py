@@ -17,18 +17,17 @@ from blockwright.pipeline import healing, presets
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.healing import heal_each_block, heal_plan
-from blockwright.pipeline.measuring import loss_of, measure_plan, original_hidden, plan_stream
+from blockwright.pipeline.measuring import loss_of, measure_plan, original_on, plan_stream
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.proving import PLAN_FILE, write_folder
 from blockwright.pipeline.refining import refine_plan
 from blockwright.progress import SilentProgress
-from blockwright.stream import Inputs
 from blockwright.tuning import TuningSettings
 from blockwright.types import Budget, FitRequest, Plan, Preset
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer
-from tests.pipeline.test_fit import KINDS, folder_bytes, load
+from tests.fits import folder_bytes, request, with_tokenizer
+from tests.pipeline.test_fit import KINDS, load
 
 SETTINGS = TuningSettings(steps=6, rate=0.01, checks=2)
 COARSE = ("int2-g32:gptq", "int3-g32:gptq")
@@ -240,7 +239,7 @@ def test_healing_lowers_the_held_out_loss_of_random_models(
     run = opened(request(model, tmp_path, calibration_tokens=4096, eval_tokens=1024, **changes))
     plan = refine_plan(run, planned(run))
     text = run.texts.heldout
-    original = original_hidden(run, Inputs.of_tokens(text.ids), f"heldout-{text.digest}")
+    original = original_on(run, "heldout", text)
     healed = heal_each_block(run, plan, TuningSettings(steps=32, rate=0.005))
     before, after = (
         loss_of(measure_plan(run, each, original, text.digest)) for each in (plan, healed)

@@ -17,7 +17,7 @@ import pytest
 from blockwright import pipeline
 from blockwright.errors import ModelError
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer, write_texts
+from tests.fits import folder_bytes, request, with_tokenizer, write_texts
 
 RUN = """
 import sys
@@ -42,8 +42,6 @@ MOMENTS = {
 }
 """Code put before the fit of ``RUN``."""
 ROOT = Path(__file__).resolve().parents[2]
-REPORTS = "blockwright-report."
-"""Files that hold times."""
 
 
 def start(work: Path, out: str, library: str, before: str = "") -> subprocess.Popen[bytes]:
@@ -98,9 +96,7 @@ def run_killed(work: Path, out: str, library: str, after_seconds: float) -> int:
 def assert_same_files(whole: Path, other: Path) -> None:
     """The same files with the same bytes; reports hold times."""
     assert {path.name for path in whole.iterdir()} == {path.name for path in other.iterdir()}
-    for path in sorted(whole.iterdir()):
-        if not path.name.startswith(REPORTS):
-            assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+    assert folder_bytes(whole) == folder_bytes(other)
 
 
 def test_three_kills_change_no_byte(model_folder: ModelFolder, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from blockwright.pipeline.weighing import packed_formats
 from blockwright.progress import SilentProgress
 from blockwright.types import Budget, Candidate, FitRequest, Plan, Preset, Workload
 from tests.conftest import ModelFolder
-from tests.fits import CANDIDATES, request, with_tokenizer
+from tests.fits import CANDIDATES, folder_bytes, request, with_tokenizer
 from tests.machine.test_profile import FakeClock
 
 BUDGET = Budget(bits=7, ram_bytes=30_000_000, speedup=1.5, context=16)
@@ -43,10 +43,6 @@ def write_profile(model: Path, path: Path) -> str:
     return made.digest
 
 
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
-
-
 @pytest.fixture
 def asked(model_folder: ModelFolder, tmp_path: Path) -> FitRequest:
     model = with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
@@ -54,7 +50,7 @@ def asked(model_folder: ModelFolder, tmp_path: Path) -> FitRequest:
     return request(model, tmp_path, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.fresh
 def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
     asked: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

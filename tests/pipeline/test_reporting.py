@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from blockwright import pipeline
+from blockwright.machine import processor
 from blockwright.pipeline.frontiers import predicted_points
+from blockwright.pipeline.machine import machine_of_report
 from blockwright.pipeline.reporting import REPORT_DATA_FILE, REPORT_FILE, command_of
 from blockwright.plan import solve
-from blockwright.types import Budget, FitRequest, FitResult
+from blockwright.types import Budget, FitRequest, FitResult, Phase
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
 from tests.report.examples import problem_of, sites_of
@@ -103,6 +105,13 @@ def check_planned(result: FitResult) -> None:
     assert {plan["name"].partition(",")[0] for plan in data["measured"]} == {"plan"}
 
 
+def test_the_machine_is_named() -> None:
+    machine = machine_of_report("cpu")
+    assert machine.processor == processor() != ""
+    assert machine.cores >= 1
+    assert set(machine.versions) >= {"blockwright", "python", "torch", "transformers"}
+
+
 def test_the_command_asks_the_same() -> None:
     asked = FitRequest(
         model="my models/a; rm -rf ~",
@@ -116,6 +125,14 @@ def test_the_command_asks_the_same() -> None:
     assert command_of(asked) == (
         "blockwright fit 'my models/a; rm -rf ~' --out out --size 4000000000"
         " --candidates int4-g64:gptq,int8:rtn --seed 7 --trust-remote-code --no-speed"
+    )
+    limited = FitRequest(
+        model="m",
+        out=Path("o"),
+        budget=Budget(ram_bytes=10**9, speedup=1.5, phase=Phase.PREFILL, context=256),
+    )
+    assert command_of(limited) == (
+        "blockwright fit m --out o --ram 1000000000 --speedup 1.5 --phase prefill --context 256"
     )
     plain = FitRequest(model="m", out=Path("o"), budget=None, plan=Path("p.json"))
     assert command_of(plain) == "blockwright fit m --out o --plan p.json"

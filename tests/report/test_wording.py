@@ -7,7 +7,6 @@ import math
 import pytest
 
 from blockwright.report import group_reasons
-from blockwright.report.machine import describe_machine, processor_name
 from blockwright.report.scales import Scale, linear, logarithmic
 from blockwright.report.wording import (
     change,
@@ -97,10 +96,3 @@ def test_reasons_are_grouped_without_their_sites() -> None:
     assert (first.variants, first.site_count, first.sites) == (3, 2, ("a", "b"))
     assert first.candidates == ("int4-g128:gptq", "int3-g128:gptq")
     assert [group.variants for group in groups] == [3, 1]
-
-
-def test_the_machine_is_named() -> None:
-    machine = describe_machine(threads=1, device="cpu")
-    assert machine.processor == processor_name() != ""
-    assert machine.cores >= 1
-    assert set(machine.versions) >= {"blockwright", "python", "torch", "transformers"}

@@ -29,7 +29,7 @@ def print_fit(result: FitResult) -> None:
         f" {format_bytes(result.peak_rss_bytes)}, variants built {result.library_misses},"
         f" reused {result.library_hits}"
     )
-    if result.limits is not None and (line := limits_line(result.limits)):
+    if line := limits_line(result.limits):
         print_line(line)
     for note in result.notes:
         print_line(f"note: {note}")

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 import time
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def main() -> None:
     """Read the request from stdin, print the answer."""
     request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
-    print(json.dumps(run(request)))
+    with redirect_stdout(sys.stderr):
+        answer = run(request)
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

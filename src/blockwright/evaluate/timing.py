@@ -4,17 +4,10 @@ fresh process.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from blockwright.errors import ModelError
-from blockwright.evaluate.fresh import Loading
+from blockwright.evaluate.fresh import Loading, answers_of
 from blockwright.types import Phase, Workload
 
 CHILD = "blockwright.evaluate.timed"
@@ -65,18 +58,6 @@ def _least(times: list[TimedFolder]) -> TimedFolder:
 
 
 def _ask(request: dict[str, Any]) -> dict[str, int]:
-    request["threads"] = torch.get_num_threads()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(
-        [sys.executable, "-m", CHILD],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"{request['folder']} cannot be timed in a fresh process: {last}")
-    answer: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    failed = f"{request['folder']} cannot be timed in a fresh process"
+    *_, answer = answers_of(CHILD, request, failed)
     return answer

@@ -1,6 +1,6 @@
 """What a model takes on this machine: time by product and block, and memory beside its sites."""
 
-from blockwright.machine.description import describe_machine
+from blockwright.machine.description import describe_machine, processor
 from blockwright.machine.hollow import Hollow, hollow_model
 from blockwright.machine.kernels import Clock
 from blockwright.machine.memory import count_memory
@@ -15,6 +15,7 @@ __all__ = [
     "describe_machine",
     "hollow_model",
     "measure_profile",
+    "processor",
     "profile_inputs",
     "works_of",
 ]

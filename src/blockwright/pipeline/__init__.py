@@ -54,7 +54,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     with unfinished_folder(request.out) as folder:
         write_folder(run, plan, folder)
         proof = prove(run, folder, uniform)
-        limits = measure_limits(run, plan, timed.timing)
+        limits = measure_limits(run, plan, timed.timing, folder)
         result = result_of(
             run, built, posed, plan, uniform, proof, limits=limits, notes=notes, began=began
         )

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
 from blockwright import __version__
-from blockwright.pipeline.machine import describe_machine
+from blockwright.pipeline.machine import machine_line
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.placing import Placement
 from blockwright.pipeline.proving import PLAN_FILE
@@ -148,7 +148,7 @@ def _measured_on(run: Run, result: FitResult) -> str:
     return (
         f"- figures: {texts.heldout.description}{named}, {result.fitted.tokens} predictions, fp32\n"
         f"- statistics: {texts.calibration.description}, seed {request.seed}\n"
-        f"- machine: {describe_machine()}{notes}"
+        f"- machine: {machine_line()}{notes}"
     )
 
 

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import transformers
 
 import blockwright
-from blockwright.report.machine import processor_name
+from blockwright.machine import processor
+from blockwright.types.report import Machine
+
+PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "scipy", "numpy")
+"""Installed versions that a report names."""
 
 
-def describe_machine() -> str:
+def machine_line() -> str:
     """One line: processor, its widest instructions, threads in use."""
     threads = torch.get_num_threads()
     used = f"{threads} thread{'s' if threads > 1 else ''}"
-    return f"{processor_name()} ({instructions()}), {used}"
+    return f"{processor()} ({instructions()}), {used}"
+
+
+def machine_of_report(device: str) -> Machine:
+    """What a report tells of this machine; ``device``: where the fit computed."""
+    on_gpu = torch.device(device).type == "cuda"
+    named = {"blockwright": blockwright.__version__, "python": platform.python_version()}
+    return Machine(
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        processor=processor(),
+        cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        device=f"{device} ({processor(device)})" if on_gpu else device,
+        memory_bytes=memory_bytes(),
+        versions=named | {name: _installed(name) for name in PACKAGES},
+    )
+
+
+def memory_bytes() -> int | None:
+    """Memory of the machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
 
 
 def instructions() -> str:
@@ -32,3 +61,10 @@ def versions() -> dict[str, str]:
         "transformers": str(transformers.__version__),
         "cpu": instructions(),
     }
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

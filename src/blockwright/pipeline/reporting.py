@@ -8,16 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blockwright.checkpoint import write_bytes_atomic, write_json_atomic
 from blockwright.pipeline.choosing import Chosen
 from blockwright.pipeline.frontiers import predicted_points
+from blockwright.pipeline.machine import machine_of_report
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.recipe import RECIPE_FILE
 from blockwright.plan import original_bits
 from blockwright.report import (
-    describe_machine,
     group_reasons,
     map_plan,
     measured_plans,
@@ -72,11 +70,7 @@ def make_report(
         measured=measured_plans(plan, uniform, chosen.measured, result.fitted, result.uniform),
         unavailable=group_reasons(result.unavailable),
         notes=result.notes,
-        machine=describe_machine(
-            threads=torch.get_num_threads(),
-            device=run.request.device,
-            accelerator=_accelerator(run.request.device),
-        ),
+        machine=machine_of_report(run.request.device),
         provenance=_provenance(run, problem, result, recipe.name if recipe.is_file() else ""),
         absent=_absent(run, problem, result),
     )
@@ -94,14 +88,23 @@ def command_of(request: FitRequest) -> str:
 
 def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, Budget):
-        named = (("--bits", value.bits), ("--size", value.size_bytes), ("--ratio", value.ratio))
-        return [word for flag, v in named if v is not None for word in (flag, f"{v:.12g}")]
+        return _budget_options(value)
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     if isinstance(value, tuple):
         return [flag, ",".join(map(str, value))]
     return [] if value is None else [flag, str(value)]
+
+
+def _budget_options(budget: Budget) -> list[str]:
+    words: list[str] = []
+    for item in fields(Budget):
+        value = getattr(budget, item.name)
+        if value != item.default:
+            flag = "--" + item.name.removesuffix("_bytes")
+            words += [flag, f"{value:.12g}" if isinstance(value, int | float) else str(value)]
+    return words
 
 
 def _verdict(
@@ -111,13 +114,15 @@ def _verdict(
         "bits": plan.bits_per_weight,
         "size_bytes": result.size_bytes,
         "ratio": result.size_bytes / max(result.original_size_bytes, 1),
+        "ram_bytes": result.limits.ram_bytes,
+        "speedup": result.limits.speedup,
     }
-    limits = {} if run.edited else plan.limits
+    asked = {} if run.edited else plan.limits
     budget = run.request.budget
     return Verdict(
         budget=str(budget) if budget is not None else f"the plan file {run.request.plan}",
         limits=tuple(
-            AskedLimit(name=name, asked=asked, got=got.get(name)) for name, asked in limits.items()
+            AskedLimit(name=name, asked=most, got=got.get(name)) for name, most in asked.items()
         ),
         plan=plan.name,
         bits_per_weight=plan.bits_per_weight,
@@ -184,7 +189,3 @@ def _absent(run: Run, problem: Problem, result: FitResult) -> dict[str, str]:
     elif problem.loss_unit != NATS_PER_TOKEN:
         found["drop_loss"] = f"not measured; losses are in {problem.loss_unit}"
     return found
-
-
-def _accelerator(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else ""

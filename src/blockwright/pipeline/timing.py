@@ -10,12 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blockwright.errors import BudgetError
-from blockwright.evaluate import Loading, TimedFolder, time_folder, time_in_turn
+from blockwright.evaluate import TimedFolder, time_folder, time_in_turn
 from blockwright.machine import describe_machine
 from blockwright.pipeline.choosing import Chosen, choose_plan
 from blockwright.pipeline.measuring import kept_blocks
 from blockwright.pipeline.opening import Run, digest_of
-from blockwright.pipeline.proving import available_bytes, write_folder
+from blockwright.pipeline.proving import (
+    available_bytes,
+    loading_of,
+    original_fits,
+    write_folder,
+)
 from blockwright.plan import limits_of, most_speedup, workload_of
 from blockwright.types import Budget, LimitFigures, Phase, Plan, Problem, Workload
 
@@ -57,7 +62,7 @@ def time_plan(run: Run, plan: Plan) -> PlanTiming | None:
     known = run.library.result(key)
     if known is not None:
         return PlanTiming(TimedFolder(**known["original"]), TimedFolder(**known["fitted"]))
-    if not fits_memory(run):
+    if not original_fits(run):
         return None
     scratch = run.library.work_folder(key)
     folder = scratch / "folder"
@@ -66,7 +71,7 @@ def time_plan(run: Run, plan: Plan) -> PlanTiming | None:
     with run.progress.stage("time the plan"):
         try:
             write_folder(run, plan, folder)
-            loadings = [_loading(run, path) for path in (run.original.source.path, folder)]
+            loadings = [loading_of(run, path) for path in (run.original.source.path, folder)]
             timing = PlanTiming(*time_in_turn(loadings[0], loadings[1], workload))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -144,15 +149,17 @@ def timing_key(run: Run, plan: Plan, workload: Workload) -> str:
     return f"timing-{digest_of(parts)}"
 
 
-def measure_limits(run: Run, plan: Plan, timing: PlanTiming | None) -> LimitFigures:
-    """Predicted and measured figures of the finished folder's limits on memory and speed."""
+def measure_limits(run: Run, plan: Plan, timing: PlanTiming | None, folder: Path) -> LimitFigures:
+    """Predicted and measured figures of the finished folder's limits on memory and speed;
+    ``folder``: where it is before it has its name.
+    """
     measured = None
-    if "ram_bytes" in plan.limits and fits_memory(run):
+    if "ram_bytes" in plan.limits and original_fits(run):
         causal = run.skeleton.task == "causal-lm"
         phase = Phase.DECODE if causal else Phase.PREFILL
         workload = Workload(phase=phase, context=workload_of(plan).context)
         with run.progress.stage("measure memory"):
-            measured = time_folder(_loading(run, run.request.out), workload).model_bytes
+            measured = time_folder(loading_of(run, folder), workload).model_bytes
     return LimitFigures(
         workload=str(workload_of(plan)),
         profile=plan.profile,
@@ -166,24 +173,10 @@ def measure_limits(run: Run, plan: Plan, timing: PlanTiming | None) -> LimitFigu
     )
 
 
-def fits_memory(run: Run) -> bool:
-    """Whether the whole original can be loaded."""
-    return 1.5 * run.original.checkpoint.total_file_bytes <= available_bytes()
-
-
 def not_timed(run: Run) -> str:
     """The note of a step that memory does not allow."""
     size = run.original.checkpoint.total_file_bytes
     return (
         f"the speedup is predicted by the machine profile and was not timed: the original of"
         f" {size:.3g} bytes does not fit the {available_bytes():.3g} bytes that are free"
-    )
-
-
-def _loading(run: Run, folder: Path) -> Loading:
-    return Loading(
-        folder=folder,
-        task=run.skeleton.task,
-        device=run.request.device,
-        trust_remote_code=run.request.trust_remote_code,
     )

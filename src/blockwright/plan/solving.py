@@ -57,7 +57,7 @@ def frontier(problem: Problem, budgets: Sequence[Budget]) -> list[Plan]:
     """Plans along budgets; those out of reach are left out.
 
     More room never raises the loss: where the solver's gap would let it, the plan of the smaller
-    budget stands again, under the larger one's name.
+    budget that limits the same stands again, under the larger one's name.
     """
     plans: list[Plan] = []
     for budget in budgets:
@@ -69,7 +69,8 @@ def frontier(problem: Problem, budgets: Sequence[Budget]) -> list[Plan]:
 
 
 def _best_allowed(problem: Problem, plan: Plan, others: Sequence[Plan]) -> Plan:
-    allowed = [other for other in others if not excess(problem, other, plan.limits)]
+    alike = [other for other in others if other.limits.keys() == plan.limits.keys()]
+    allowed = [other for other in alike if not excess(problem, other, plan.limits)]
     best = min([plan, *allowed], key=lambda other: other.loss)
     return replace(best, budget=plan.budget, limits=plan.limits)
 

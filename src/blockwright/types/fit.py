@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class FitResult:
     library_misses: int
     unavailable: dict[str, str]
     """``site candidate`` -> reason."""
-    limits: LimitFigures | None = None
+    limits: LimitFigures
     notes: tuple[str, ...] = ()
     """What the user must know: default texts, steps skipped by name ..."""
 
@@ -131,6 +131,4 @@ class FitResult:
                 speed.decode_tokens_per_second if speed else None
             )
             data[f"resident_bytes_{name}"] = speed.resident_bytes if speed else None
-        figures = asdict(self.limits) if self.limits else {}
-        names = (item.name for item in fields(LimitFigures))
-        return data | {name: figures.get(name) for name in names}
+        return data | asdict(self.limits)

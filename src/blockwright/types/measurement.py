@@ -43,6 +43,18 @@ class LimitFigures:
     speedup_predicted: float | None = None
     speedup_measured: float | None = None
 
+    @property
+    def ram_bytes(self) -> int | None:
+        """Memory as measured, else as predicted."""
+        measured = self.ram_bytes_measured
+        return measured if measured is not None else self.ram_bytes_predicted
+
+    @property
+    def speedup(self) -> float | None:
+        """Speedup as measured, else as predicted."""
+        measured = self.speedup_measured
+        return measured if measured is not None else self.speedup_predicted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
