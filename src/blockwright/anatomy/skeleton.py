@@ -87,6 +87,16 @@ class Skeleton:
         prefix = f"{self.block_path}.{index}."
         return tuple(name for name in self.parameters if name.startswith(prefix))
 
+    def dense_bytes(self, site: Site) -> int:
+        """Bytes of a site's weight as the original stores it."""
+        return site.shape[0] * site.shape[1] * self.parameters[site.parameter].itemsize
+
+    def bytes_beside_sites(self, index: int) -> int:
+        """Bytes of a block's parameters that are no site's weight: norms, biases."""
+        own = {site.parameter for site in self.block_sites(index)}
+        names = self.parameters_of_block(index)
+        return sum(self.parameters[name].nbytes for name in names if name not in own)
+
     @cached_property
     def stem_head_parameters(self) -> tuple[str, ...]:
         """Names of all that stands outside the blocks."""

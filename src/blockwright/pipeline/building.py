@@ -126,6 +126,17 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> 
                 stage.advance()
 
 
+def sweep_original(run: Run) -> Stream:
+    """See that the original's hidden states in front of and behind every block are on disk; the
+    stream that left them.
+    """
+    stream = run.stream(dtype=run.capture_dtype)
+    folder = run.library.work_folder(run.statistics_digest)
+    for _ in forward_sweep(stream, run.calibration_inputs, folder, lambda _: None):
+        pass
+    return stream
+
+
 def build_block(run: Run, block: CapturedBlock, missing: Mapping[str, list[WantedVariant]]) -> None:
     """Build the missing variants of one block's sites."""
     for site in run.skeleton.block_sites(block.index):

@@ -7,13 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from blockwright.capture import (
-    forward_sweep,
     hidden_mean_square,
     inputs_path,
     probe_loss,
     reverse_sweep,
     sampled_label_loss,
 )
+from blockwright.pipeline.building import sweep_original
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.presets import REVERSE_TOKENS
 from blockwright.stream import Inputs, Loss, Stem, Stream
@@ -47,11 +47,9 @@ def output_moments(run: Run) -> dict[str, Tensor]:
     missing = [index for index, moments in found.items() if moments is None]
     if missing:
         with run.progress.stage("measure sensitivity", len(missing), "blocks") as stage:
-            stream = run.stream(dtype=run.capture_dtype)
+            stream = sweep_original(run)
             folder = run.library.work_folder(f"reverse-{key}")
             swept = run.library.work_folder(run.statistics_digest)
-            for _ in forward_sweep(stream, run.calibration_inputs, swept, lambda _: None):
-                pass
             stem = stream.run_stem(inputs, folder / "stem.bin")
             loss = _loss(run, stream, inputs, stem, swept)
             for index, moments in reverse_sweep(stream, inputs, stem, swept, folder, loss, missing):

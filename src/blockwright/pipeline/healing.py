@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor, nn
 
-from blockwright.capture import forward_sweep, inputs_path
+from blockwright.capture import inputs_path
 from blockwright.errors import NumericalError
 from blockwright.library import variant_key
+from blockwright.pipeline.building import sweep_original
 from blockwright.pipeline.measuring import measure_on_selection, plan_stream
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
@@ -61,14 +62,6 @@ def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
             if not record.available:
                 stage.note(f"{record.site} stays as it is: {record.unavailable}")
     return work.healed_plan()
-
-
-def sweep_original(run: Run) -> None:
-    """See that the original's hidden states in front of and behind every block are on disk."""
-    stream = run.stream(dtype=run.capture_dtype)
-    folder = run.library.work_folder(run.statistics_digest)
-    for _ in forward_sweep(stream, run.calibration_inputs, folder, lambda _: None):
-        pass
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from blockwright.evaluate import FinalHidden, measure, run_to_file
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
 from blockwright.stream import Inputs, Stream, Substituted
+from blockwright.texts import TokenSet
 from blockwright.types import Choice, Plan, Quality, Site, SiteKind
 
 
@@ -35,14 +36,26 @@ def with_measured(plan: Plan, quality: Quality) -> Plan:
 def measure_on_selection(run: Run, plan: Plan) -> Plan:
     """The plan with its figures on the selection text."""
     text = run.texts.selection
-    original = original_hidden(run, Inputs.of_tokens(text.ids), f"selection-{text.digest}")
+    original = original_on(run, "selection", text)
     return with_measured(plan, measure_plan(run, plan, original, text.digest))
 
 
-def measure_change(run: Run, choices: Mapping[str, Choice], inputs: Inputs) -> float:
-    """Loss when some sites take a candidate and all else stays, on some calibration rows."""
-    text = f"calibration-{run.texts.calibration.digest}-{inputs.rows}"
-    original = original_hidden(run, inputs, text)
+def original_on(run: Run, name: str, text: TokenSet) -> FinalHidden:
+    """The original's last hidden states on one of the run's texts."""
+    return original_hidden(run, Inputs.of_tokens(text.ids), f"{name}-{text.digest}")
+
+
+def original_of_calibration(run: Run, inputs: Inputs) -> FinalHidden:
+    """The original's last hidden states on some rows of the calibration text."""
+    return original_hidden(run, inputs, _calibration_rows(run, inputs))
+
+
+def measure_change(run: Run, choices: Mapping[str, Choice], original: FinalHidden) -> float:
+    """Loss when some sites take a candidate and all else stays.
+
+    ``original``: on some calibration rows, see ``original_of_calibration``.
+    """
+    text = _calibration_rows(run, original.inputs)
     plan = Plan(
         fingerprint=run.original.fingerprint,
         statistics=run.statistics_digest,
@@ -55,11 +68,15 @@ def measure_change(run: Run, choices: Mapping[str, Choice], inputs: Inputs) -> f
     return loss_of(measure_plan(run, plan, original, text))
 
 
+def _calibration_rows(run: Run, inputs: Inputs) -> str:
+    return f"calibration-{run.texts.calibration.digest}-{inputs.rows}"
+
+
 def original_hidden(run: Run, inputs: Inputs, text: str) -> FinalHidden:
     """The original's last hidden states on a text, computed once and kept in the library."""
     key = digest_of([run.original.fingerprint, text, run.surroundings])
-    folder = run.library.work_folder(f"{text.partition('-')[0]}-{key}")
     stream, name = run.stream(), text.partition("-")[0]
+    folder = run.library.work_folder(f"{name}-{key}")
     with run.progress.stage(f"original on {name} text", len(stream.blocks), "blocks") as stage:
         return run_to_file(stream, inputs, folder / "original.bin", stage.advance)
 

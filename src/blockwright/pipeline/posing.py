@@ -7,21 +7,26 @@ times the variant's squared error there.  Tables and dropped blocks: measured on
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from blockwright.anatomy import pruned_config
-from blockwright.errors import ModelError
 from blockwright.library.group import member_errors
 from blockwright.pipeline.building import Built
 from blockwright.pipeline.curvature import output_moments
+from blockwright.pipeline.dropping import (
+    drop_options,
+    droppable,
+    left_to_parts,
+    loss_without,
+    neighbours,
+    pair_of,
+)
 from blockwright.pipeline.grouping import groups_of
-from blockwright.pipeline.measuring import measure_change
+from blockwright.pipeline.measuring import measure_change, original_of_calibration
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.plan import check_possible
-from blockwright.stream import Inputs
 from blockwright.types import (
     DROP,
     Choice,
@@ -50,39 +55,57 @@ class Posed:
 
 
 def pose_problem(run: Run, built: Built) -> Posed:
-    """What the plan is solved from; the library keeps it."""
-    skeleton = run.skeleton
+    """What the plan is solved from."""
     moments = output_moments(run)
-    options = [option for site in skeleton.sites if site.parameter for option in _kept(run, site)]
+    options = [_kept(run, site) for site in run.skeleton.sites if site.parameter]
     records = [(site, record) for site, record in _offered(run, built) if record.available]
     tables = [(site, record) for site, record in records if site.kind is SiteKind.TABLE]
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
     options += [_option(run, site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
-    options += groups
-    blocks, unavailable = _droppable(run)
-    neighbours = _neighbours(blocks)
-    changes = len(tables) + len(blocks) + len(neighbours)
+    blocks, unavailable = droppable(run)
+    measured, pairs = _measured(run, tables, blocks, {option.site for option in groups})
+    problem = _problem(run, [*options, *groups, *measured])
+    problem = replace(problem, loss_unit=loss_unit(run), pairs=tuple(pairs))
+    return Posed(problem, {**built.unavailable, **unavailable})
+
+
+def _measured(
+    run: Run,
+    tables: Sequence[tuple[Site, VariantRecord]],
+    blocks: Sequence[Site],
+    grouped: Collection[str],
+) -> tuple[list[Option], list[Pair]]:
+    """Tables and dropped blocks, each by what it costs alone; neighbours by what both cost."""
+    adjacent, options, pairs = neighbours(blocks), list[Option](), list[Pair]()
+    if not tables and not blocks:
+        return options, pairs
+    inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
+    original = original_of_calibration(run, inputs)
+    changes = len(tables) + len(blocks) + len(adjacent)
     with run.progress.stage("measure tables and blocks", changes) as stage:
-        inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
         for site, record in tables:
             choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
-            loss = measure_change(run, {site.id: choice}, inputs)
+            loss = measure_change(run, {site.id: choice}, original)
             options.append(_option(run, site, record, loss))
             stage.advance()
         dropped: dict[str, float] = {}
-        offered = {option.site for option in groups}
         for site in blocks:
-            dropped[site.id] = _loss_without(run, [site], inputs)
-            options += _drop_options(run, site, dropped[site.id], offered)
+            dropped[site.id] = loss_without(run, [site], original)
+            options += drop_options(run, site, dropped[site.id], grouped)
             stage.advance()
-        pairs = []
-        for both in neighbours:
-            together = _loss_without(run, both, inputs)
-            pairs.append(_pair(both, together - sum(dropped[site.id] for site in both)))
+        for both in adjacent:
+            together = loss_without(run, both, original)
+            pairs.append(pair_of(both, together - sum(dropped[site.id] for site in both)))
             stage.advance()
-    replaceable = sum(_dense_bytes(run, site) for site in skeleton.sites if site.parameter)
-    problem = Problem(
+    return options, pairs
+
+
+def _problem(run: Run, options: Sequence[Option]) -> Problem:
+    """The options with what the model has beside them."""
+    skeleton = run.skeleton
+    replaceable = sum(skeleton.dense_bytes(site) for site in skeleton.sites if site.parameter)
+    return Problem(
         model=run.request.model,
         fingerprint=run.original.fingerprint,
         statistics=run.statistics_digest,
@@ -90,11 +113,7 @@ def pose_problem(run: Run, built: Built) -> Posed:
         linear_weights=skeleton.linear_weights,
         fixed_bytes=_fixed_bytes(run, replaceable),
         original_bytes=run.original.checkpoint.total_file_bytes,
-        loss_unit=loss_unit(run),
-        pairs=tuple(pairs),
     )
-    run.library.write_problem(problem)
-    return Posed(problem, {**built.unavailable, **unavailable})
 
 
 def check_budget(run: Run) -> None:
@@ -102,11 +121,11 @@ def check_budget(run: Run) -> None:
 
     Bytes are those that the formats declare.  With ``drop`` on offer nothing is known beforehand.
     """
-    budget, skeleton = run.request.budget, run.skeleton
+    budget = run.request.budget
     if budget is None or DROP in run.candidates:
         return
-    sites = [site for site in skeleton.sites if site.parameter]
-    options = [option for site in sites for option in _kept(run, site)]
+    sites = [site for site in run.skeleton.sites if site.parameter]
+    options = [_kept(run, site) for site in sites]
     for site in sites:
         for candidate in run.candidates_for(site):
             stored = run.stored_bytes(candidate, site)
@@ -115,17 +134,7 @@ def check_budget(run: Run) -> None:
             )
             options += [_option(run, site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
-    replaceable = sum(_dense_bytes(run, site) for site in sites)
-    problem = Problem(
-        model=run.request.model,
-        fingerprint="",
-        statistics="",
-        options=tuple(options),
-        linear_weights=skeleton.linear_weights,
-        fixed_bytes=_fixed_bytes(run, replaceable),
-        original_bytes=run.original.checkpoint.total_file_bytes,
-    )
-    check_possible(problem, budget)
+    check_possible(_problem(run, options), budget)
 
 
 def _declared(run: Run, group: Group) -> list[Option]:
@@ -138,7 +147,7 @@ def _declared(run: Run, group: Group) -> list[Option]:
                 key="", site=group.site.id, candidate=str(candidate), stored_bytes=sum(stored)
             )
             found.append(_group_option(group, record, 0.0))
-    return [_left_to_members(group), *found] if found else []
+    return [left_to_parts(group.site), *found] if found else []
 
 
 def loss_unit(run: Run) -> str:
@@ -174,11 +183,7 @@ def _grouped(run: Run, group: Group, built: Built, moments: Mapping[str, Tensor]
             loss = sum(second_order(moments.get(member), error_O) for member, error_O in errors)
             found.append(_group_option(group, record, loss))
     named = run.edited is not None
-    return [_left_to_members(group), *found] if found or named else []
-
-
-def _left_to_members(group: Group) -> Option:
-    return Option(site=group.site.id, candidate="keep", weights=0, stored_bytes=0, loss=0.0)
+    return [left_to_parts(group.site), *found] if found or named else []
 
 
 def _group_option(group: Group, record: VariantRecord, loss: float) -> Option:
@@ -195,16 +200,15 @@ def _group_option(group: Group, record: VariantRecord, loss: float) -> Option:
     )
 
 
-def _kept(run: Run, site: Site) -> list[Option]:
-    keep = Option(
+def _kept(run: Run, site: Site) -> Option:
+    return Option(
         site=site.id,
         candidate="keep",
         weights=_weights(site),
-        stored_bytes=_dense_bytes(run, site),
+        stored_bytes=run.skeleton.dense_bytes(site),
         loss=0.0,
         tie=site.tie,
     )
-    return [keep]
 
 
 def _option(run: Run, site: Site, record: VariantRecord, loss: float) -> Option:
@@ -225,75 +229,9 @@ def header_bytes(name: str, tensors: int) -> int:
     return tensors * (len(name) + HEADER_BYTES_PER_TENSOR)
 
 
-def _droppable(run: Run) -> tuple[list[Site], dict[str, str]]:
-    """Blocks that may be dropped here, and why others may not."""
-    if run.edited is not None:
-        named = [site for site in run.skeleton.sites if site.id in run.edited.choices]
-        return [site for site in named if site.kind is SiteKind.BLOCK], {}
-    if DROP not in run.candidates:
-        return [], {}
-    blocks = [site for site in run.skeleton.sites if site.kind is SiteKind.BLOCK]
-    trust = run.request.trust_remote_code
-    possible, unavailable = [], {}
-    for site in blocks:
-        kept = [index for index in range(run.skeleton.num_blocks) if index != site.block]
-        try:
-            pruned_config(run.skeleton.config, kept, trust_remote_code=trust)
-            possible.append(site)
-        except ModelError as error:
-            unavailable[f"{site.id} drop"] = str(error)
-    return possible, unavailable
-
-
-def _neighbours(blocks: Sequence[Site]) -> list[tuple[Site, Site]]:
-    """Neighbouring blocks that may both be dropped."""
-    at = {site.block: site for site in blocks}
-    return [
-        (site, at[place + 1]) for place, site in at.items() if place is not None and place + 1 in at
-    ]
-
-
-def _loss_without(run: Run, blocks: Sequence[Site], inputs: Inputs) -> float:
-    """The measured loss of dropping some blocks."""
-    drop = Choice(candidate=str(DROP), stored_bytes=0, loss=0.0)
-    return measure_change(run, {site.id: drop for site in blocks}, inputs)
-
-
-def _pair(blocks: tuple[Site, Site], loss: float) -> Pair:
-    """What dropping two neighbours costs beside what each costs: scattered drops look cheap."""
-    first, second = blocks
-    return Pair(sites=(first.id, second.id), candidates=(str(DROP), str(DROP)), loss=loss)
-
-
-def _drop_options(run: Run, site: Site, loss: float, grouped: Collection[str]) -> list[Option]:
-    """Keep or drop a block; dropped, its norms go as well.  ``grouped``: groups on offer."""
-    if site.block is None:
-        raise ValueError(f"{site.id} is no block")
-    inner = [s for s in run.skeleton.block_sites(site.block) if s.parameter]
-    groups = sorted(name for name in grouped if name.startswith(f"{site.id}."))
-    names = run.skeleton.parameters_of_block(site.block)
-    whole = sum(run.skeleton.parameters[name].nbytes for name in names)
-    drop = Option(
-        site=site.id,
-        candidate=str(DROP),
-        weights=0,
-        stored_bytes=0,
-        loss=loss,
-        contains=(*(s.id for s in inner), *groups),
-        other_bytes=sum(_dense_bytes(run, s) for s in inner) - whole,
-    )
-    keep = Option(site=site.id, candidate="keep", weights=0, stored_bytes=0, loss=0.0)
-    return [keep, drop]
-
-
 def _weights(site: Site) -> int:
     """Weights that count for bits per weight."""
     return site.weights if site.kind is SiteKind.LINEAR else 0
-
-
-def _dense_bytes(run: Run, site: Site) -> int:
-    dtype = run.skeleton.parameters[site.parameter].dtype
-    return site.shape[0] * site.shape[1] * dtype.itemsize
 
 
 def _fixed_bytes(run: Run, replaceable: int) -> int:

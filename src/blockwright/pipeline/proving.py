@@ -15,7 +15,7 @@ from blockwright.assemble import Layout, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
-from blockwright.pipeline.measuring import kept_blocks, measure_plan, original_hidden
+from blockwright.pipeline.measuring import kept_blocks, measure_plan, original_on
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.placing import Placement
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
@@ -87,7 +87,7 @@ def check_size(run: Run, size: int) -> None:
 def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
     """Measure quality on the held-out text, reload, time."""
     request, heldout = run.request, run.texts.heldout
-    original = original_hidden(run, Inputs.of_tokens(heldout.ids), f"heldout-{heldout.digest}")
+    original = original_on(run, "heldout", heldout)
     stream = open_fitted(out, request.trust_remote_code, request.device)
     scratch = original.file.path.with_name("fitted.bin")
     scratch.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
         assembled = torch.cat(list(run_to_file(stream, inputs, target).outputs()))
         target.unlink()
         answers = ask_fresh_process(
-            _loading(run, out),
+            loading_of(run, out),
             speed_ids=_speed_ids(run) if run.request.speed else None,
             inputs=rows,
             input_name=inputs.name,
@@ -154,17 +154,28 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
 
 def _original_speed(run: Run) -> tuple[Speed | None, tuple[str, ...]]:
     """The original's, alone in a fresh process, where memory allows."""
-    needed, free = 1.5 * run.original.checkpoint.total_file_bytes, available_bytes()
-    if needed > free:
+    if not original_fits(run):
+        needed, free = original_needs(run), available_bytes()
         note = f"original's speed: skipped, it needs {needed:.3g} bytes and {free:.3g} are free"
         return None, (note,)
     expected = fresh_seconds(run.original.checkpoint.total_file_bytes, 1)
     with run.progress.stage("time the original", expected_seconds=expected):
-        loading = _loading(run, run.original.source.path)
+        loading = loading_of(run, run.original.source.path)
         return ask_fresh_process(loading, speed_ids=_speed_ids(run)).speed, ()
 
 
-def _loading(run: Run, folder: Path) -> Loading:
+def original_needs(run: Run) -> float:
+    """Bytes of memory to load the whole original."""
+    return 1.5 * run.original.checkpoint.total_file_bytes
+
+
+def original_fits(run: Run) -> bool:
+    """Whether the whole original can be loaded."""
+    return original_needs(run) <= available_bytes()
+
+
+def loading_of(run: Run, folder: Path) -> Loading:
+    """How a folder of this run's model is loaded in a fresh process."""
     return Loading(
         folder=folder,
         task=run.skeleton.task,

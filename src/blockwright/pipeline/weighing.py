@@ -77,30 +77,20 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
     candidate = Candidate.parse(option.candidate)
     format = resolve(candidate)[0]
     if format.name == "drop":
-        return replace(option, resident_bytes=-_beside_sites(run, sites[option.site]))
+        block = sites[option.site].block
+        return replace(
+            option,
+            resident_bytes=-run.skeleton.bytes_beside_sites(block) if block is not None else 0,
+        )
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):
         device = run.request.device
         resident = sum(format.resident_bytes(site.shape, device) for site in members)
     else:
-        resident = sum(_kept_bytes(run, site) for site in members)
+        resident = sum(map(run.skeleton.dense_bytes, members))
     work = tuple(name for site in members for name in works_of(site, format.name))
     return replace(option, resident_bytes=resident, work=work)
-
-
-def _kept_bytes(run: Run, site: Site) -> int:
-    dtype = run.skeleton.parameters[site.parameter].dtype
-    return site.shape[0] * site.shape[1] * dtype.itemsize
-
-
-def _beside_sites(run: Run, block: Site) -> int:
-    """Bytes of a block's parameters that are no sites."""
-    if block.block is None:
-        return 0
-    own = {site.parameter for site in run.skeleton.block_sites(block.block)}
-    names = run.skeleton.parameters_of_block(block.block)
-    return sum(run.skeleton.parameters[name].nbytes for name in names if name not in own)
 
 
 def _memory_of(run: Run) -> tuple[Memory | None, str]:
