@@ -2,7 +2,8 @@
 
 ``formats/int.py`` answers to ``int4-g64`` (the letters before the first digit or dash),
 ``methods/quantize/gptq.py`` to ``gptq``, ``attention/policies/moba.py`` to ``moba``.  Files are
-imported only when asked for; one that fails to import raises its own error.
+imported only when asked for; one that fails to import raises its own error.  Each folder is listed
+once in a process.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import difflib
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import blockwright.formats
@@ -27,19 +30,21 @@ FAMILIES = ("quantize", "sparsify", "lowrank", "depth")
 Options = tuple[tuple[str, str], ...]
 
 
+@cache
 def format_stems() -> tuple[str, ...]:
     """Names of all format files."""
     return _files(blockwright.formats)
 
 
-def method_names() -> dict[str, str]:
+@cache
+def method_names() -> Mapping[str, str]:
     """Name -> family of all methods."""
     found: dict[str, str] = {}
     for info in pkgutil.iter_modules(blockwright.methods.__path__):
         if info.ispkg:
             family = import_module(f"blockwright.methods.{info.name}")
             found |= dict.fromkeys(_files(family), info.name)
-    return dict(sorted(found.items()))
+    return MappingProxyType(dict(sorted(found.items())))
 
 
 def format_class(stem: str) -> type[Format]:
@@ -90,6 +95,7 @@ def _named(name: str, options: Options) -> Method:
     return found
 
 
+@cache
 def policy_names() -> tuple[str, ...]:
     """Names of all attention policies."""
     return _files(import_module("blockwright.attention.policies"))

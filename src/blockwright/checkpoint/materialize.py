@@ -28,12 +28,14 @@ def materialize(
     """A copy of ``module`` on CPU, in evaluation mode; the original stays on ``meta``.
 
     ``tensors``: by name inside ``module``, used without a copy; ``model``: the model that it is
-    part of (or is); ``leave``: paths inside ``module`` of what stays on ``meta``.
+    part of (or is); ``leave``: paths inside ``module`` of what is not copied: the original's own
+    modules stand there, on ``meta``.
     Raises ``CheckpointError`` when a parameter is not among the tensors.
     """
     owner = _owner(model, module)
-    configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
-    real = copy.deepcopy(module, dict(configs))
+    shared = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
+    shared |= {id(left): left for left in map(module.get_submodule, leave)}
+    real = copy.deepcopy(module, shared)
     _fill_parameters(real, tensors, leave)
     computed = _empty_buffers(real, tensors, leave)
     with init.guard_torch_init_functions():
