@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -78,12 +80,18 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
                 refine_group(run, group, placement.keys[site.id], statistics, item)
         return dense_weight(run, site, standing_key(run, plan, item.key, decided[site.id]))
 
-    stream = run.stream(placement.source(), run.capture_dtype, kept_blocks(run, plan))
+    def walk(folder: Path) -> None:
+        stream = run.stream(placement.source(), run.capture_dtype, kept_blocks(run, plan))
+        with run.progress.stage(f"refine {plan.name}", len(stream.blocks), "blocks") as stage:
+            refine_blocks(
+                stream, run.calibration_inputs, folder, chosen, BlockObserver, solve, stage.advance
+            )
+
     folder = run.library.work_folder("refine-" + digest_of([plan_digest(plan), run.surroundings]))
-    with run.progress.stage(f"refine {plan.name}", len(stream.blocks), "blocks") as stage:
-        refine_blocks(
-            stream, run.calibration_inputs, folder, chosen, BlockObserver, solve, stage.advance
-        )
+    walk(folder)
+    if any(run.library.lookup(item.key) is None for item in wanted.values()):
+        shutil.rmtree(folder)  # its hidden states outlived the entries: from the first block again
+        walk(run.library.work_folder(folder.name))
     return replace(
         plan,
         choices={site: _refined_choice(run, plan, site, wanted.get(site)) for site in plan.choices},
@@ -124,7 +132,9 @@ def standing_key(run: Run, plan: Plan, refined: str, site: str) -> str:
     now).
     """
     record = run.library.lookup(refined)
-    return refined if record is not None and record.available else plan.choices[site].key
+    if record is None:
+        raise KeyError(f"library entry {refined} of {site} is gone")
+    return refined if record.available else plan.choices[site].key
 
 
 def plan_digest(plan: Plan) -> str:
