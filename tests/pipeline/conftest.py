@@ -34,9 +34,13 @@ def answers_of(child: str, asked: dict[str, Any], failed: str) -> Iterator[dict[
     yield from map(json.loads, said.getvalue().splitlines())
 
 
+def load_here(patch: pytest.MonkeyPatch) -> None:
+    """Load folders in this process instead of fresh ones."""
+    for module in (fresh, sampled, timing):
+        patch.setattr(module, "answers_of", answers_of)
+
+
 @pytest.fixture(autouse=True)
 def load_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("fresh") is None:
-        monkeypatch.setattr(fresh, "answers_of", answers_of)
-        monkeypatch.setattr(sampled, "answers_of", answers_of)
-        monkeypatch.setattr(timing, "answers_of", answers_of)
+        load_here(monkeypatch)

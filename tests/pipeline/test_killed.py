@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,78 +20,90 @@ from blockwright import pipeline
 from blockwright.errors import ModelError
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer, write_texts
+from tests.pipeline.conftest import load_here
 
-RUN = """
-import sys
-from pathlib import Path
-from blockwright import pipeline
-from tests.fits import request
-import dataclasses
-work = Path(sys.argv[1])
-asked = request(work / "model", work)
-pipeline.fit(dataclasses.replace(asked, out=work / sys.argv[2], library=work / sys.argv[3]))
-"""
-KILLED_AT = """
-import os, signal
-def die(*_):
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["blockwright.pipeline", "tests.pipeline.conftest"])
+"""Processes begin with torch and transformers imported: a fit itself takes two seconds."""
+
+
+def start(work: Path, out: str, library: str, moment: str = "", *, fresh: bool = False) -> Any:
+    """A fit in a process group of its own.  ``fresh``: folders load in processes of their own."""
+    process = CONTEXT.Process(target=run, args=(work, out, library, moment, fresh))
+    process.start()
+    return process
+
+
+def run(work: Path, out: str, library: str, moment: str, fresh: bool) -> None:
+    """What the process does."""
+    os.setsid()
+    with (work / "stderr").open("w", encoding="utf-8") as errors:
+        os.dup2(errors.fileno(), 2)
+    patch = pytest.MonkeyPatch()
+    if not fresh:
+        load_here(patch)
+    if moment == "before the proof":
+        patch.setattr(pipeline, "prove", die)
+    if moment == "after the proof":
+        patch.setattr(os, "replace", partial(die_before, str(work / out), os.replace))
+    asked = request(work / "model", work)
+    pipeline.fit(replace(asked, out=work / out, library=work / library))
+
+
+def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-def die_before_the_name(source, target, rename=os.replace):
-    die() if os.fspath(target) == sys.argv[1] + "/" + sys.argv[2] else rename(source, target)
-"""
-MOMENTS = {
-    "before the proof": KILLED_AT + "pipeline.prove = die",
-    "after the proof": KILLED_AT + "os.replace = die_before_the_name",
-}
-"""Code put before the fit of ``RUN``."""
-ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(work: Path, out: str, library: str, before: str = "") -> subprocess.Popen[bytes]:
-    code = RUN.replace("work = ", before + "\nwork = ")
-    command = [sys.executable, "-c", code, str(work), out, library]
-    return subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
+def die_before(name: str, rename: Callable[[Any, Any], None], source: Any, target: Any) -> None:
+    if os.fspath(target) == name:
+        die()
+    rename(source, target)
 
 
-def finish(work: Path, out: str, library: str) -> float:
+MOMENTS = ("before the proof", "after the proof")
+
+
+def ended(process: Any, work: Path) -> None:
+    """Wait for the end, which must be a good one."""
+    process.join(timeout=300)
+    assert process.exitcode == 0, (work / "stderr").read_text(encoding="utf-8")[-2000:]
+
+
+def finish(work: Path, out: str, library: str, *, fresh: bool) -> float:
     """Seconds of an undisturbed run."""
     began = time.monotonic()
-    process = start(work, out, library)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()[-2000:]
+    ended(start(work, out, library, fresh=fresh), work)
     return time.monotonic() - began
 
 
-def check_kills(work: Path, kills: int) -> None:
+def check_kills(work: Path, kills: int, *, fresh: bool) -> None:
     """Kill runs at seeded moments until it was done ``kills`` times; each ends with the bytes of an
     undisturbed one.
     """
     write_texts(work)
-    seconds = finish(work, "whole", "whole-library")
+    finish(work, "first", "first-library", fresh=fresh)
+    seconds = finish(work, "whole", "whole-library", fresh=fresh)
     draw = random.Random(7)
     killed = fits = 0
     while killed < kills:
         out, library = f"killed-{fits}", f"library-{fits}"
-        killed += run_killed(work, out, library, draw.uniform(0.25, 0.95) * seconds)
+        process = start(work, out, library, fresh=fresh)
+        killed += kill_after(process, draw.uniform(0.25, 0.95) * seconds, work)
         if killed == kills and not (work / out).exists():
-            finish(work, out, library)
+            finish(work, out, library, fresh=fresh)
         if (work / out).exists():
             assert_same_files(work / "whole", work / out)
             fits += 1
 
 
-def run_killed(work: Path, out: str, library: str, after_seconds: float) -> int:
-    """Run, and kill it if it has not ended by itself; how often it was killed."""
-    process = start(work, out, library)
-    try:
-        process.wait(timeout=after_seconds)
-    except subprocess.TimeoutExpired:
+def kill_after(process: Any, seconds: float, work: Path) -> int:
+    """Kill a run if it has not ended by itself; how often it was killed."""
+    process.join(timeout=seconds)
+    if process.is_alive():
         os.killpg(process.pid, signal.SIGKILL)
+        process.join()
         return 1
-    finally:
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()[-2000:]
+    ended(process, work)
     return 0
 
 
@@ -101,13 +115,13 @@ def assert_same_files(whole: Path, other: Path) -> None:
 
 def test_three_kills_change_no_byte(model_folder: ModelFolder, tmp_path: Path) -> None:
     with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
-    check_kills(tmp_path, 3)
+    check_kills(tmp_path, 3, fresh=False)
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_no_byte(model_folder: ModelFolder, tmp_path: Path) -> None:
     with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
-    check_kills(tmp_path, 20)
+    check_kills(tmp_path, 20, fresh=True)
 
 
 def test_a_kill_between_assembly_and_name_is_resumed(
@@ -115,10 +129,10 @@ def test_a_kill_between_assembly_and_name_is_resumed(
 ) -> None:
     model = with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
     whole = pipeline.fit(replace(request(model, tmp_path), out=tmp_path / "whole"))
-    for moment, code in MOMENTS.items():
-        process = start(tmp_path, "killed", "library", code)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+    for moment in MOMENTS:
+        process = start(tmp_path, "killed", "library", moment)
+        process.join(timeout=300)
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "stderr").read_text()[-2000:]
         assert (tmp_path / "killed.partial").is_dir(), moment
         assert not (tmp_path / "killed").exists(), moment
         resumed = pipeline.fit(replace(request(model, tmp_path), out=tmp_path / "killed"))
