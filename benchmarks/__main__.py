@@ -31,7 +31,8 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return speedup.run(arguments.out, arguments.blocks, arguments.rounds, arguments.tokens)
     if which == "quality":
         preset = Preset(arguments.preset)
-        return quality.run(arguments.out, arguments.model, arguments.seeds, preset)
+        options = (arguments.out, arguments.model, arguments.seeds, preset)
+        return quality.run(*options, heal=arguments.heal)
     return price.run(arguments.out) if which == "price" else calibration.run(arguments.out)
 
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=BUNDLED)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--heal", action="store_true")
     arguments = parser.parse_args()
     known = (*BENCHMARKS, *MORE)
     unknown = set(arguments.which) - set(known)

@@ -1,13 +1,15 @@
 """Mixed plans against uniform GPTQ at equal bytes: KL on held-out text, mean over seeds.
 
-    python -m benchmarks quality --out DIR [--model FOLDER] [--seeds 3] [--preset balanced]
+    python -m benchmarks quality --out DIR [--model FOLDER] [--seeds 3] [--preset balanced] [--heal]
 
 Budgets are the measured bytes of uniform int4-g64 and int3-g64, and 2.5 bits per weight, where the
 baseline is int2-g64.  A seed draws the calibration sample and the labels of the reverse sweep.
+With ``--heal`` the mixed plan is refined and healed as well, which takes most of the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,20 +33,19 @@ PREDICTION_BOUND = 0.3
 """Largest relative error of the predicted KL, against the measured one on the selection text."""
 
 
-def run(work: Path, model: Path, seeds: int, preset: Preset) -> dict[str, Any]:
+def run(work: Path, model: Path, seeds: int, preset: Preset, *, heal: bool) -> dict[str, Any]:
     """Figures by baseline: every seed's, and the means over seeds."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in BASELINES}
     for seed in range(seeds):
         for name, bits in BASELINES.items():
-            found[name].append(compare(work, model, seed, preset, name, bits))
+            plans = compared(work, model, seed, preset, name, bits)
+            found[name].append(figures(*plans, heal=heal))
     return {
         name: {
             "seeds": rows,
-            "kl_ratio": mean(row["kl_plan"] for row in rows)
-            / mean(row["kl_uniform"] for row in rows),
+            "kl_ratio": mean_ratio(rows, "kl_plan"),
             "kl_ratio_bound": BOUNDS[name],
-            "kl_ratio_healed": mean(row["kl_healed"] for row in rows)
-            / mean(row["kl_uniform"] for row in rows),
+            "kl_ratio_healed": mean_ratio(rows, "kl_healed") if heal else None,
             "prediction_error": max(abs(row["predicted"] / row["selection"] - 1) for row in rows),
             "prediction_error_bound": PREDICTION_BOUND,
         }
@@ -52,26 +53,36 @@ def run(work: Path, model: Path, seeds: int, preset: Preset) -> dict[str, Any]:
     }
 
 
-def compare(
+def mean_ratio(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """Mean over seeds, against the baseline's mean."""
+    return mean(row[name] for row in rows) / mean(row["kl_uniform"] for row in rows)
+
+
+def compared(
     work: Path, model: Path, seed: int, preset: Preset, name: str, bits: float | None
-) -> dict[str, float]:
-    """One seed, one budget: the uniform plan, the mixed plan, and that one refined and healed."""
+) -> tuple[Run, Plan, Plan]:
+    """One seed, one budget: the uniform plan and the mixed one."""
     run, problem = posed(work, model, seed, preset, bits or 4.5)
     candidate = f"uniform {name}:gptq"
     room = Budget(bits=8.0)
     uniform = next(plan for plan in uniform_plans(problem, room) if plan.name == candidate)
     run, problem = posed(work, model, seed, preset, bits or uniform.bits_per_weight)
-    plan = choose_plan(run, problem).plan
-    healed = heal_plan(run, refine_plan(run, plan))
-    return {
+    return run, uniform, choose_plan(run, problem).plan
+
+
+def figures(run: Run, uniform: Plan, plan: Plan, *, heal: bool) -> dict[str, float]:
+    """What both plans cost, and the mixed one when it is refined and healed."""
+    found = {
         "bits_uniform": uniform.bits_per_weight,
         "bits_plan": plan.bits_per_weight,
         "kl_uniform": held_out(run, uniform),
         "kl_plan": held_out(run, plan),
-        "kl_healed": held_out(run, healed),
         "predicted": plan.loss,
         "selection": plan.measured["selection_loss"],
     }
+    if heal:
+        found["kl_healed"] = held_out(run, heal_plan(run, refine_plan(run, plan)))
+    return found
 
 
 def posed(work: Path, model: Path, seed: int, preset: Preset, bits: float) -> tuple[Run, Problem]:
