@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types architecture check claims claims-long bench docs picture clean
+.PHONY: help setup demo test lint types architecture check claims claims-long bench figures docs picture clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -34,6 +34,8 @@ claims-long: $(STAMP) ## the same with the statistical claims, dated
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/claims -m claim --durations=5 --soft --claims-record .
 bench: $(STAMP) ## measure speed and memory; writes JSON under build/bench
 	@$(BIN)/python -m benchmarks --out build/bench
+figures: $(STAMP) ## write the README's figures from build/bench
+	@$(BIN)/python -m benchmarks.readme build/bench
 docs: $(STAMP) ## write docs/cli.md from the commands
 	@mkdir -p docs && $(BIN)/python -m typer blockwright.cli.app utils docs --name blockwright --output docs/cli.md
 picture: $(STAMP) ## fit the bundled model and take docs/report.png of its report (needs Chromium)

@@ -1,0 +1,136 @@
+"""Writes the README's figures from what ``make bench`` measured.
+
+    python -m benchmarks.readme build/bench
+
+Between the two marks in README.md stands what this writes, nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- figures: make figures -->", "<!-- end of figures -->"
+Figures = Mapping[str, Any]
+
+
+def section(folder: Path) -> str:
+    """All tables for which there are figures, and the machine that they were taken on."""
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    parts = [
+        write(found[name]["figures"]) + f"\n{measured_on(name, found[name]['machine'])}\n"
+        for name, write in TABLES.items()
+        if name in found
+    ]
+    return "\n".join(parts)
+
+
+def measured_on(name: str, machine: Figures) -> str:
+    """The line under a table."""
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    what = f"{machine['processor']} ({machine['capability']}), {threads}"
+    return f"`python -m benchmarks {name}`: {what}, torch {machine['torch']}."
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def decode(figures: Figures) -> str:
+    """Speed and memory of packed formats."""
+    rows = [
+        [
+            name,
+            f"{row['decode_ratio']:.2f}x",
+            f"{row['decode_bound']}x" if row["decode_bound"] else "",
+            f"{row['resident_ratio']:.2f}x",
+        ]
+        for name, row in figures.items()
+        if name != "bf16"
+    ]
+    head = ("1.1B Llama shape, batch 1, tables int8", "tokens/s against bf16", "promised", "memory")
+    return table(head, rows)
+
+
+def memory(figures: Figures) -> str:
+    """Peak memory of a fit by depth."""
+    rows = [
+        [
+            f"{depth} blocks",
+            f"{row['peak_rss_bytes'] / 2**30:.2f} GiB",
+            f"{row['seconds'] / 60:.0f}",
+        ]
+        for depth, row in figures["depths"].items()
+    ]
+    return table(("`fit --preset fast` to 4.3 bits", "peak memory", "minutes"), rows)
+
+
+def quality(figures: Figures) -> str:
+    """Mixed plans against uniform GPTQ at equal bytes."""
+    rows = []
+    for name, row in figures.items():
+        seeds = row["seeds"]
+        uniform, plan = (
+            sum(seed[key] for seed in seeds) / len(seeds) for key in ("kl_uniform", "kl_plan")
+        )
+        rows.append(
+            [
+                f"{name}, {seeds[0]['bits_plan']:.2f} bits",
+                f"{uniform:.5f}",
+                f"{plan:.5f}",
+                f"{row['kl_ratio']:.2f}x",
+                f"{row['kl_ratio_bound']}x",
+            ]
+        )
+    head = ("at the bytes of uniform", "its KL (GPTQ)", "KL of the plan", "ratio", "promised")
+    return table(head, rows)
+
+
+def speedup(figures: Figures) -> str:
+    """A fit to a speed."""
+    row = [
+        f"{figures['speedup_asked']:g}x, {figures['workload']}",
+        f"{figures['speedup_predicted']:.2f}x",
+        f"{figures['speedup_in_fresh_process']:.2f}x",
+        f"{figures['bits_per_weight']:.2f}",
+    ]
+    return table(("`fit --speedup`, 1.1B", "predicted", "in a fresh process", "bits"), [row])
+
+
+def price(figures: Figures) -> str:
+    """Dry runs against runs."""
+    rows = [
+        [f"`--preset {preset}`", *(f"{row[key]['ratio']:.2f}x" for key in row if key != "parts")]
+        for preset, row in figures.items()
+    ]
+    names = [key for key in next(iter(figures.values())) if key != "parts"]
+    return table(("`--dry-run` against the run, bundled model", *names), rows)
+
+
+TABLES: dict[str, Callable[[Figures], str]] = {
+    "decode": decode,
+    "quality": quality,
+    "memory": memory,
+    "speedup": speedup,
+    "price": price,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    text = f"{before}{BEGIN}\n\n{section(arguments.folder)}\n{END}{after}"
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
