@@ -59,7 +59,8 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     size = run.original.checkpoint.total_file_bytes
     candidates, preset = max(1, len(run.candidates)), run.request.preset
     plans = 1 + ROUNDS[preset] + RIVALS + (HEALING[preset] is not None)
-    refined = blocks * (calibration * costs.capture * (costs.groups + 1) + costs.load)
+    # one whole forward, and for every group one that ends there
+    refined = blocks * (calibration * costs.capture * (costs.groups + 3) / 2 + costs.load)
     linears = sum(site.kind is SiteKind.LINEAR for site in run.skeleton.sites)
     refined += blocks * costs.build / candidates + linears * costs.store
     variants = sum(len(run.candidates_for(site)) for site in run.skeleton.sites if site.parameter)

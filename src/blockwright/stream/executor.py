@@ -20,7 +20,7 @@ from blockwright.checkpoint import materialize
 from blockwright.stream.activations import ActivationFile, ActivationWriter
 from blockwright.stream.calls import BlockCall, StemDone, Tape, shared_call, stand_ins
 from blockwright.stream.sources import WeightSource
-from blockwright.stream.tap import LinearTap, Observer
+from blockwright.stream.tap import AllSeen, LinearTap, Observer
 from blockwright.types import Site
 
 BATCH_TOKENS = 2048
@@ -142,19 +142,23 @@ class Stream:
         watched: Sequence[Site] = (),
         batches: int | None = None,
     ) -> None:
-        """Run one block over all batches (or the first); write its outputs, show its products."""
+        """Run one block over all batches (or the first); write its outputs, show its products.
+
+        Without ``output`` a forward ends when every watched site was seen.
+        """
         sites = {site.id: site for site in watched}
-        tap = (
-            LinearTap(self.parameters(index, block), sites, observer) if observer else nullcontext()
-        )
+        tap = None
+        if observer:
+            parameters = self.parameters(index, block)
+            tap = LinearTap(parameters, sites, observer, stop=output is None)
         with ActivationWriter(output) if output else nullcontext() as writer:
             for calls, hidden in islice(zip(stem.calls, inputs, strict=True), batches):
-                if observer:
-                    observer.start_batch()
-                with tap:
+                if tap:
+                    tap.start_batch()
+                with tap or nullcontext(), suppress(AllSeen):
                     result = calls[index].run(block, hidden.to(self.device))
-                if writer:
-                    writer.append(result)
+                    if writer:
+                        writer.append(result)
 
     def file(self, path: Path, stem: Stem) -> ActivationFile:
         """Hidden states as this stream writes them."""

@@ -38,20 +38,38 @@ OPERANDS: dict[Any, tuple[int, int]] = {
 """Watched functions: positions of input and weight among the arguments."""
 
 
+class AllSeen(Exception):  # noqa: N818 - not an error: the end of a forward
+    """Every watched site was seen: what is left of the forward shows nothing new."""
+
+
 class LinearTap(TorchFunctionMode):
     """Calls ``observer`` for every product with the weight of a known site."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], sites: Mapping[str, Site], observer: Observer
+        self,
+        parameters: Mapping[str, Tensor],
+        sites: Mapping[str, Site],
+        observer: Observer,
+        *,
+        stop: bool = False,
     ) -> None:
-        """``parameters``: model-parameter name -> real tensor; ``sites``: those to watch."""
+        """``parameters``: model-parameter name -> real tensor; ``sites``: those to watch;
+        ``stop``: raise ``AllSeen`` as soon as every one of them was seen since ``start_batch``.
+        """
         super().__init__()
-        self._observer = observer
+        self._observer, self._stop = observer, stop
+        self._unseen = set(sites)
+        self._watched = frozenset(sites)
         self._sites: dict[int, Site] = {}
         for site in sites.values():
             weight = parameters[site.parameter]
             address = weight if site.expert is None else weight[site.expert]
             self._sites[address.data_ptr()] = site
+
+    def start_batch(self) -> None:
+        """Before every forward."""
+        self._unseen = set(self._watched)
+        self._observer.start_batch()
 
     def __torch_function__(
         self,
@@ -67,4 +85,7 @@ class LinearTap(TorchFunctionMode):
             site = self._sites.get(weight.data_ptr()) if isinstance(weight, Tensor) else None
             if site is not None and inputs.numel():
                 self._observer(site, inputs.reshape(-1, inputs.shape[-1]), result)
+                self._unseen.discard(site.id)
+                if self._stop and not self._unseen:
+                    raise AllSeen
         return result
