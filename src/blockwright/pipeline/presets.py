@@ -27,6 +27,8 @@ MEASURED_TOKENS = {Preset.FAST: 2_048, Preset.BALANCED: 4_096, Preset.BEST: 8_19
 """Calibration tokens on which a changed table or a dropped block is measured."""
 ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
 """Most mixed plans that are measured on the selection text."""
+REFINED = {Preset.FAST: False, Preset.BALANCED: True, Preset.BEST: True}
+"""Whether the plan and its uniform rival are solved again behind their compressed prefixes."""
 HEALING: dict[Preset, TuningSettings | None] = {
     Preset.FAST: None,
     Preset.BALANCED: TuningSettings(steps=32, rate=0.005),

@@ -10,7 +10,7 @@ from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import check_budget
-from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REVERSE_TOKENS, ROUNDS
+from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REFINED, REVERSE_TOKENS, ROUNDS
 from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
@@ -21,7 +21,7 @@ from blockwright.stream.executor import CHUNK_LOGIT_BYTES
 from blockwright.types import DROP, FitRequest, Price, SiteKind
 
 RIVALS = 2
-"""Plans that are refined: the solved one and the uniform one."""
+"""The solved plan and the uniform one."""
 BACKWARD_COST = 3.0
 """A forward and a backward pass, in forward passes; tuning dequantizes beside them."""
 TUNING_COST = 4.0
@@ -58,7 +58,7 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     selection, heldout = run.texts.selection.tokens, run.texts.heldout.tokens
     size = run.original.checkpoint.total_file_bytes
     candidates, preset = max(1, len(run.candidates)), run.request.preset
-    plans = 1 + ROUNDS[preset] + RIVALS + (HEALING[preset] is not None)
+    plans = 1 + ROUNDS[preset] + _refined_plans(run) + (HEALING[preset] is not None)
     # one whole forward, and for every group one that ends there
     refined = blocks * (calibration * costs.capture * (costs.groups + 3) / 2 + costs.load)
     linears = sum(site.kind is SiteKind.LINEAR for site in run.skeleton.sites)
@@ -71,7 +71,7 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
         "calibrate": blocks * (costs.load + costs.capture * calibration),
         "build": blocks * costs.build + variants * costs.store,
         "sensitivity": _sensitivity_seconds(run, costs),
-        "refine": RIVALS * refined,
+        "refine": _refined_plans(run) * refined,
         "heal": _healing_seconds(run, costs),
         "measure": _measure_seconds(run, costs, selection, 1 + plans, 2 * plans)
         + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS)
@@ -82,6 +82,10 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
         prefill = 3 * SPEED_PREFILL_TOKENS * blocks * costs.forward
         parts["reload and time"] += fresh_seconds(size, 2, costs.fresh) + 2 * prefill
     return parts
+
+
+def _refined_plans(run: Run) -> int:
+    return RIVALS if REFINED[run.request.preset] else 0
 
 
 def _measure_seconds(run: Run, costs: UnitCosts, tokens: int, models: int, heads: int) -> float:
@@ -159,7 +163,7 @@ def _disk(run: Run) -> int:
             library += stored + RECORD_BYTES
     width = int(run.skeleton.config.get_text_config().hidden_size)
     calibration = run.texts.calibration.tokens * run.capture_dtype.itemsize
-    hidden = width * calibration * (run.skeleton.num_blocks + 1 + 2 * RIVALS)
+    hidden = width * calibration * (run.skeleton.num_blocks + 1 + 2 * _refined_plans(run))
     measured = 4 * width * (run.texts.selection.tokens + run.texts.heldout.tokens)
     fitted = _fitted_bytes(run)
     return library + hidden + 3 * measured + (1 + RIVALS) * fitted

@@ -17,6 +17,7 @@ from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group
 from blockwright.pipeline.measuring import kept_blocks, measure_on_selection
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.placing import Placement, dense_weight
+from blockwright.pipeline.presets import REFINED
 from blockwright.refine import RefinedSite, refine_blocks
 from blockwright.types import (
     Candidate,
@@ -32,6 +33,8 @@ from blockwright.types import (
 
 def refine_plans(run: Run, chosen: Chosen) -> Chosen:
     """The plan and its uniform rival refined; the better of the two on the selection text."""
+    if not REFINED[run.request.preset]:
+        return chosen
     plan = refine_plan(run, chosen.plan)
     uniform = chosen.uniform
     if uniform is not None:
