@@ -56,6 +56,17 @@ def test_corrected_losses_predict_a_plan_that_was_not_measured() -> None:
     assert predicted == pytest.approx(plan.measured["selection_loss"], rel=0.05)
 
 
+def test_one_plan_gives_its_factor_to_all_linears_and_none_to_tables() -> None:
+    table = replace(option("embed", "int8", 8, 0.001), weights=0)
+    whole = replace(problem(), options=(*problem().options, table))
+    plan = measured_plan({site: "b" if "up" in site else "keep" for site in SITES})
+    plan = replace(plan, measured={"selection_loss": 1.5 * plan.loss})
+    factors = correction_factors(whole, [plan])
+    assert factors["blocks.*.attn.q"] == pytest.approx(1.5)
+    assert factors["blocks.*.mlp.up"] == pytest.approx(1.5)
+    assert factors["embed"] == pytest.approx(1.0)
+
+
 def test_without_measured_plans_nothing_changes() -> None:
     factors = correction_factors(problem(), [])
     assert factors == pytest.approx(dict.fromkeys(TRUE_FACTOR, 1.0))

@@ -41,7 +41,7 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             uniform = measure_on_selection(run, uniform)
             measured.append(uniform)
         stage.advance()
-        known = problem
+        known = corrected(problem, correction_factors(problem, measured))
         for _ in range(rounds):
             plan = solve(known, budget)
             if any(same_choices(plan, other) for other in measured):
