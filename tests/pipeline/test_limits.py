@@ -100,6 +100,10 @@ def test_what_cannot_be_is_refused_before_anything_is_built(
     longer = replace(BUDGET, context=17)
     with pytest.raises(ProfileError, match=r"is of decode .* 16 tokens, the speedup is asked in"):
         pipeline.fit(replace(asked, budget=longer))
+    with pytest.raises(BudgetError, match=r"fastest plan is predicted 2\.\d+ times as fast; ask"):
+        pipeline.fit(replace(asked, budget=replace(BUDGET, speedup=9.0)))
+    with pytest.raises(BudgetError, match=r"smallest plan takes \d+ bytes of memory at 16 tokens"):
+        pipeline.fit(replace(asked, budget=Budget(ram_bytes=1000, context=16)))
     with pytest.raises(ProfileError, match="--context 128: llama has 128 positions; give at most"):
         pipeline.fit(replace(asked, budget=replace(BUDGET, context=128), profile=None))
     data = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from blockwright.pipeline.curvature import sensitivity_note
 from blockwright.pipeline.editing import adopt_plan
 from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.opening import open_run
-from blockwright.pipeline.posing import check_budget, pose_problem
+from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
 from blockwright.pipeline.proving import prove, write_folder
 from blockwright.pipeline.recipe import check_recipe
@@ -36,7 +36,6 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     """
     began = time.monotonic()
     run = open_run(request, progress or SilentProgress())
-    check_budget(run)
     check_limits(run)
     run = with_sampled_text(run)
     notes = (*run.texts.notes, *check_recipe(run))

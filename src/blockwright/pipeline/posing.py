@@ -26,9 +26,7 @@ from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change, original_of_calibration
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
-from blockwright.plan import check_possible
 from blockwright.types import (
-    DROP,
     Choice,
     Group,
     Option,
@@ -116,14 +114,10 @@ def _problem(run: Run, options: Sequence[Option]) -> Problem:
     )
 
 
-def check_budget(run: Run) -> None:
-    """Raise ``BudgetError`` for a budget that no plan meets, before anything is built.
-
-    Bytes are those that the formats declare.  With ``drop`` on offer nothing is known beforehand.
+def declared_problem(run: Run) -> Problem:
+    """All candidates with the bytes that their formats declare, before anything is built; losses
+    are unknown, and dropped blocks left out.
     """
-    budget = run.request.budget
-    if budget is None or DROP in run.candidates:
-        return
     sites = [site for site in run.skeleton.sites if site.parameter]
     options = [_kept(run, site) for site in sites]
     for site in sites:
@@ -134,7 +128,7 @@ def check_budget(run: Run) -> None:
             )
             options += [_option(run, site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
-    check_possible(_problem(run, options), budget)
+    return _problem(run, options)
 
 
 def _declared(run: Run, group: Group) -> list[Option]:

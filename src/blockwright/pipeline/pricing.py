@@ -9,11 +9,11 @@ from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.opening import Run, open_run
-from blockwright.pipeline.posing import check_budget
 from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REFINED, REVERSE_TOKENS, ROUNDS
 from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
+from blockwright.pipeline.weighing import check_limits
 from blockwright.progress import Progress, SilentProgress
 from blockwright.refine import LEAST_BATCHES, healing_inputs
 from blockwright.stream import BATCH_TOKENS
@@ -40,7 +40,7 @@ RECORD_BYTES = 1_500
 def price(request: FitRequest, progress: Progress | None = None) -> Price:
     """Memory, disk and seconds that ``fit`` will take, from one block's capture and builds."""
     run = open_run(request, progress or SilentProgress())
-    check_budget(run)
+    check_limits(run, timed=False)
     scratch = run.library.work_folder(f"probe-{os.getpid()}")
     with run.progress.stage("probe one block", probe_steps(run), "steps") as stage:
         try:

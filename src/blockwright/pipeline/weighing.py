@@ -16,9 +16,11 @@ from blockwright.machine import (
     works_of,
 )
 from blockwright.pipeline.opening import Run, by_id, digest_of
-from blockwright.plan import with_profile, workload_of
+from blockwright.pipeline.posing import declared_problem
+from blockwright.plan import check_possible, with_profile, workload_of
 from blockwright.registry import resolve
 from blockwright.types import (
+    DROP,
     Candidate,
     Memory,
     Option,
@@ -38,10 +40,24 @@ class Weighed:
     notes: tuple[str, ...] = ()
 
 
-def check_limits(run: Run) -> None:
-    """Refuse at once what the long part would end in: ``ProfileError`` for a profile or a workload
-    that cannot be used, ``ModelError`` for a model whose memory cannot be counted.
+def check_limits(run: Run, *, timed: bool = True) -> None:
+    """Refuse at once what the long part would end in: ``BudgetError`` for limits that no plan
+    meets, ``ProfileError`` for a profile or a workload that cannot be used, ``ModelError`` for a
+    model whose memory cannot be counted.
+
+    With ``drop`` on offer nothing is known of the limits beforehand; a limit on speed is tried
+    against the machine's profile where ``timed``.
     """
+    check_workloads(run)
+    budget = run.request.budget
+    if budget is not None and not timed:
+        budget = budget.without_speedup()
+    if budget is not None and DROP not in run.candidates:
+        check_possible(_weighed(run, declared_problem(run), timed=timed).problem, budget)
+
+
+def check_workloads(run: Run) -> None:
+    """``check_limits`` for what does not depend on the candidates."""
     workload, budget = wanted_workload(run), run.request.budget
     if workload is not None:
         check_workload(run.skeleton, workload)
@@ -60,12 +76,12 @@ def weigh(run: Run, problem: Problem) -> Weighed:
     return weighed
 
 
-def _weighed(run: Run, problem: Problem) -> Weighed:
+def _weighed(run: Run, problem: Problem, *, timed: bool = True) -> Weighed:
     sites = by_id(run.skeleton)
     options = tuple(weigh_option(run, sites, option) for option in problem.options)
     memory, reason = _memory_of(run)
     weighed = replace(problem, options=options, memory=memory, memory_unknown=reason)
-    workload = wanted_workload(run)
+    workload = wanted_workload(run) if timed else None
     if workload is None:
         return Weighed(weighed)
     profile, notes = find_profile(run, weighed, workload)
@@ -132,7 +148,8 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
     key = f"profile-of-{digest_of(inputs)}"
     stored = run.library.result(key)
     if stored is not None:
-        return Profile.from_json(stored, f"{key} of the library"), ()
+        profile = Profile.from_json(stored, f"{key} of the library")
+        return profile, (_said(profile),)
     profile = measure_profile(
         run.skeleton,
         formats,
@@ -142,8 +159,14 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
         device=run.request.device,
     )
     keep_profile(run, profile, key)
-    note = f"machine profile {profile.digest} was measured for {workload}, kept in the library"
-    return profile, (note,)
+    return profile, (_said(profile),)
+
+
+def _said(profile: Profile) -> str:
+    return (
+        f"times are predicted by machine profile {profile.digest} of {profile.workload}, measured"
+        " here and kept in the library"
+    )
 
 
 def keep_profile(run: Run, profile: Profile, key: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from blockwright.errors import BudgetError
 from blockwright.plan.bound import smallest_cost
-from blockwright.plan.limits import Limit, excess, limit_of, limits_of, limits_on
+from blockwright.plan.limits import Limit, excess, limits_of, limits_on
 from blockwright.plan.profiled import timing_for
 from blockwright.plan.program import Program, build_program
 from blockwright.plan.search import best_columns
@@ -42,15 +42,12 @@ def solve(problem: Problem, budget: Budget) -> Plan:
 
 
 def check_possible(problem: Problem, budget: Budget) -> None:
-    """Raise ``BudgetError`` where ``solve`` would for the limit on the size alone: file bytes are
-    known before anything is built.
-    """
-    if (budget.bits, budget.size_bytes, budget.ratio) == (None, None, None):
-        return
-    limit = limit_of(problem, budget)
-    if (budget.ram_bytes, budget.speedup) != (None, None):
-        limit = replace(limit, original_has="")
-    check_reachable(budget, [limit], build_program(problem, [limit]))
+    """Raise ``BudgetError`` where ``solve`` would; losses need not be known."""
+    limits = limits_on(problem, budget)
+    program = build_program(problem, limits)
+    check_reachable(budget, limits, program)
+    if len(limits) > 1 and best_columns(program) is None:
+        raise BudgetError(f"budget {budget}: {reachable_together(limits, program)}")
 
 
 def frontier(problem: Problem, budgets: Sequence[Budget]) -> list[Plan]:

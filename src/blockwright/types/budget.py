@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockwright.errors import BudgetError
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
@@ -65,6 +65,11 @@ class Budget:
     def counts_files(self) -> bool:
         """Whether tables count: under bits alone only the block linears do."""
         return self.bits is None or self.ram_bytes is not None or self.speedup is not None
+
+    def without_speedup(self) -> Budget | None:
+        """The other limits; None where there are none."""
+        sizes = (self.bits, self.size_bytes, self.ratio, self.ram_bytes)
+        return replace(self, speedup=None) if any(sizes) else None
 
     def __str__(self) -> str:
         parts = []
