@@ -51,13 +51,15 @@ def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, 
     normal_KK = share_PK.T @ share_PK + RIDGE * np.eye(len(kinds))
     linear_K = np.zeros(len(kinds), dtype=bool)
     linear_K[[place[kind_of(option)] for option in problem.options if option.weights]] = True
-    target_K = share_PK.sum(axis=0) + RIDGE * np.where(linear_K, _common(share_PK, linear_K), 1.0)
+    target_K = share_PK.sum(axis=0) + RIDGE * np.where(
+        linear_K, _shared_factor(share_PK, linear_K), 1.0
+    )
     factor_K = np.linalg.solve(normal_KK, target_K)
     factor_K = factor_K.clip(1 / LARGEST_FACTOR, LARGEST_FACTOR)
     return dict(zip(kinds, map(float, factor_K), strict=True))
 
 
-def _common(share_PK: NDArray[np.float64], linear_K: NDArray[np.bool_]) -> float:
+def _shared_factor(share_PK: NDArray[np.float64], linear_K: NDArray[np.bool_]) -> float:
     """The one factor of all linears that brings predicted plans closest to measured ones."""
     linear_P, rest_P = share_PK[:, linear_K].sum(1), share_PK[:, ~linear_K].sum(1)
     energy = float(linear_P @ linear_P)
