@@ -194,3 +194,9 @@ class GridFormat(ValueFormat):
         """Nearest codes, ranges searched."""
         grid = self.fit_grid(W_OI, search=True)
         return GridSolution(codes_OI=grid.encode(W_OI, slice(None)), grid=grid)
+
+
+class OffsetFormat(GridFormat):
+    """A grid format of uniform levels that begin at any real number in each group: what it fits is
+    an ``OffsetGrid``, a scale and an offset per group.
+    """
