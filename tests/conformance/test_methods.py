@@ -13,7 +13,7 @@ import torch
 from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
-from blockwright.errors import CandidateError, StatisticMissingError
+from blockwright.errors import CandidateError, NumericalError, StatisticMissingError
 from blockwright.formats import FormatLinear
 from blockwright.numerics.losses import quadratic_error, relative_error
 from blockwright.registry import (
@@ -41,8 +41,11 @@ from blockwright.types import (
 )
 from tests.layers import Layer, outlier_layer
 
-GRIDS = ("int2-g32", "int3-g64-sym", "int4-g128", "int4-row", "int6-g32-sym", "int8")
-"""Every kind of grid: few and many bits, symmetric or not, groups or rows."""
+GRIDS = (
+    *("int2-g32", "int3-g64-sym", "int4-g128", "int4-row", "int6-g32-sym", "int8"),
+    *("nf4-g64", "nf3-g32-dq", "affine1-row", "affine3-g64", "fp-e2m1-g64", "dyn8-g128"),
+)
+"""Every kind of grid: few and many bits, symmetric or not, groups or rows, uniform or not."""
 STRUCTURES = (
     *("bf16", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
@@ -52,6 +55,9 @@ LADDERS = {
     steps[0]: steps
     for steps in (
         *([f"int{bits}-{kind}" for bits in range(2, 9)] for kind in ("g32", "g64-sym", "row")),
+        [f"affine{bits}-g64" for bits in range(1, 9)],
+        [f"nf{bits}-g64" for bits in (2, 3, 4)],
+        [f"fp-e2m{bits}-g64" for bits in range(6)],
         [f"rank-p{percent}" for percent in range(10, 100, 10)],
         [f"rank-r{rank}" for rank in (4, 16, 32, 48)],
         [f"rank-p50+int{bits}" for bits in range(3, 9)],
@@ -64,12 +70,15 @@ LADDERS = {
 OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "rtn": ((), (("search", "mse"),), (("search", "gram"),)),
     "gptq": ((), (("act_order", "false"), ("search", "mse")), (("damping", "0.1"),)),
+    "hqq": ((), (("search", "none"),), (("relative", "false"), ("p", "1.0"))),
     "svd": ((), (("metric", "diagonal"),), (("metric", "weight"),)),
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
 }
 """Hyperparameters to try; a method that is not here is tried with its defaults."""
+ROUNDING = ("rtn", "hqq")
+"""Methods that round every element by itself."""
 Options = tuple[tuple[str, str], ...]
 LINEAR = [name for name in method_names() if issubclass(method_class(name), LinearMethod)]
 SCALING = [name for name in method_names() if issubclass(method_class(name), ScalingMethod)]
@@ -245,6 +254,40 @@ def test_weights_on_the_grid_are_recovered_exactly(
     solution = method.solve(W, layer.statistics, format)
     assert isinstance(solution, GridSolution)
     assert torch.equal(solution.weight(), W)
+
+
+@every_filling
+def test_zero_rows_and_groups_of_one_value_stay_what_they_are(
+    name: str, options: Options, format_name: str, layer: Layer
+) -> None:
+    """Beside other groups: nothing but their own scale may tell them from the rest."""
+    W = layer.W_OI.clone()
+    W[3] = 0
+    W[4] = 0.0625
+    W[5] = -0.0625
+    W[6, :128] = 0
+    solution = method_named(name, options).solve(W, layer.statistics, filled_format(format_name))
+    W_hat = solution.weight()
+    assert torch.isfinite(W_hat).all()
+    if format_name in GRIDS and name in ROUNDING:
+        assert torch.equal(W_hat[3], W[3])
+        assert torch.equal(W_hat[6, :128], W[6, :128]) or "row" in format_name
+        assert ((W_hat[4:6] - W[4:6]).abs() <= 2.0**-8 * 0.0625).all()
+    module = filled_format(format_name).pack(solution, None, torch.bfloat16)
+    assert isinstance(module, FormatLinear)
+    x = layer.X_TI[:3].bfloat16()
+    assert (module(x) - module.reference(x.float())).norm() < 1e-2 * module.reference(x).norm()
+
+
+@every_method
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_makes_the_variant_unavailable(
+    name: str, options: Options, value: float, layer: Layer
+) -> None:
+    method, W = method_named(name, options), layer.W_OI.clone()
+    W[3, 5] = value
+    with pytest.raises(NumericalError, match=r"finite|NaN"):
+        method.solve(W, layer.statistics, first_format(method))
 
 
 @pytest.mark.parametrize(("name", "options", "format_name"), fillings(STRUCTURES))
