@@ -42,7 +42,12 @@ def solved(name: str, shape: tuple[int, int] = SHAPES[0]) -> tuple[PackedFormat,
         assert shape != SHAPES[0], f"{name} is tried at no shape"
         pytest.skip(f"{name} cannot take {shape}")
     method = registry.method_named(format.default_method or "")
-    statistics = Statistics(tokens=1000, input_gram=torch.eye(shape[1]))
+    statistics = Statistics(
+        tokens=1000,
+        input_gram=torch.eye(shape[1]),
+        input_absmax=torch.linspace(1, 2, shape[1]),
+        output_gradient=torch.linspace(1, 2, shape[0]),
+    )
     return format, method.solve(weight(shape), statistics, format)
 
 

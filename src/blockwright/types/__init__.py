@@ -9,6 +9,7 @@ from blockwright.types.format import (
     Grid,
     GridFormat,
     OffsetFormat,
+    OutlierFormat,
     PackedFormat,
     PackedLinear,
     ValueFormat,
@@ -27,6 +28,7 @@ from blockwright.types.solution import (
     FactoredSolution,
     GridSolution,
     MaskedSolution,
+    OutlierSolution,
     Solution,
 )
 from blockwright.types.statistics import Statistic, Statistics
@@ -63,6 +65,8 @@ __all__ = [
     "Method",
     "OffsetFormat",
     "Option",
+    "OutlierFormat",
+    "OutlierSolution",
     "PackedFormat",
     "PackedLinear",
     "Pair",

@@ -200,3 +200,16 @@ class OffsetFormat(GridFormat):
     """A grid format of uniform levels that begin at any real number in each group: what it fits is
     an ``OffsetGrid``, a scale and an offset per group.
     """
+
+
+class OutlierFormat(PackedFormat):
+    """Rows on a symmetric grid, but for some whole input columns, kept in 16 bits."""
+
+    @property
+    @abstractmethod
+    def rest(self) -> GridFormat:
+        """The format of what is not kept, [O, I] with zeros in the kept columns."""
+
+    @abstractmethod
+    def kept(self, in_features: int) -> int:
+        """Columns kept of so many inputs, K."""

@@ -68,3 +68,18 @@ class MaskedSolution(Solution):
     def weight(self) -> Tensor:
         kept_OK = self.values.weight()
         return kept_OK.new_zeros(self.mask_OI.shape).masked_scatter_(self.mask_OI, kept_OK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlierSolution(Solution):
+    """Whole input columns in a floating-point type, and the others on a grid."""
+
+    columns_K: Tensor  # noqa: N815 - shape suffix
+    """int64 [K], rising"""
+    outliers: DenseSolution
+    """[O, K]"""
+    rest: GridSolution
+    """[O, I], 0 in the kept columns"""
+
+    def weight(self) -> Tensor:
+        return self.rest.weight().index_copy_(1, self.columns_K, self.outliers.weight())
