@@ -49,7 +49,7 @@ GRIDS = (
 STRUCTURES = (
     *("bf16", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
-    *("llmint8-p0", "llmint8-p2"),
+    *("llmint8-p0", "llmint8-p2", "mix-p10-g64"),
 )
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {
@@ -60,6 +60,7 @@ LADDERS = {
         [f"nf{bits}-g64" for bits in (2, 3, 4)],
         [f"fp-e2m{bits}-g64" for bits in range(6)],
         [f"llmint8-p{percent}" for percent in range(10)],
+        [f"mix-p{percent}-g64" for percent in (5, 10, 20, 50, 90)],
         [f"rank-p{percent}" for percent in range(10, 100, 10)],
         [f"rank-r{rank}" for rank in (4, 16, 32, 48)],
         [f"rank-p50+int{bits}" for bits in range(3, 9)],
@@ -73,6 +74,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "rtn": ((), (("search", "mse"),), (("search", "gram"),)),
     "gptq": ((), (("act_order", "false"), ("search", "mse")), (("damping", "0.1"),)),
     "hqq": ((), (("search", "none"),), (("relative", "false"), ("p", "1.0"))),
+    "mixllm": ((), (("compensate", "false"), ("search", "mse"))),
     "svd": ((), (("metric", "diagonal"),), (("metric", "weight"),)),
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),

@@ -7,7 +7,6 @@ import torch
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize.llmint import Llmint, outlier_columns
-from blockwright.methods.quantize.rtn import Rtn
 from blockwright.registry import format_named
 from blockwright.types import Statistics
 from tests.layers import outlier_layer

@@ -213,3 +213,21 @@ class OutlierFormat(PackedFormat):
     @abstractmethod
     def kept(self, in_features: int) -> int:
         """Columns kept of so many inputs, K."""
+
+
+class MixedRowsFormat(PackedFormat):
+    """Some whole rows on a finer grid than the others."""
+
+    @property
+    @abstractmethod
+    def narrow(self) -> GridFormat:
+        """The format of most rows."""
+
+    @property
+    @abstractmethod
+    def wide(self) -> GridFormat:
+        """The format of the finer rows."""
+
+    @abstractmethod
+    def wide_rows(self, out_features: int) -> int:
+        """How many rows of so many are wide."""

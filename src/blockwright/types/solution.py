@@ -83,3 +83,22 @@ class OutlierSolution(Solution):
 
     def weight(self) -> Tensor:
         return self.rest.weight().index_copy_(1, self.columns_K, self.outliers.weight())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedRowsSolution(Solution):
+    """Rows on two grids."""
+
+    is_wide_O: Tensor  # noqa: N815 - shape suffix
+    """bool [O]"""
+    narrow: GridSolution
+    """[O - K, I]: the other rows, in order"""
+    wide: GridSolution
+    """[K, I]: the wide rows, in order"""
+
+    def weight(self) -> Tensor:
+        wide_KI = self.wide.weight()
+        W_OI = wide_KI.new_empty((len(self.is_wide_O), wide_KI.shape[1]))
+        W_OI[self.is_wide_O] = wide_KI
+        W_OI[~self.is_wide_O] = self.narrow.weight()
+        return W_OI
