@@ -174,9 +174,8 @@ def test_candidate_text_and_method_say_the_same(name: str, options: Options) -> 
         item.name: str(getattr(method, item.name)).lower()
         for item in fields(method)  # type: ignore[arg-type]
     }
-    text = f"{first_format(method).name}:{name}@" + ",".join(
-        f"{key}={texts[key]}" for key in sorted(texts)
-    )
+    chosen = ",".join(f"{key}={texts[key]}" for key in sorted(texts))
+    text = f"{first_format(method).name}:{name}" + (f"@{chosen}" if chosen else "")
     candidate = Candidate.parse(text)
     assert str(candidate) == text
     assert resolve(candidate)[1] == (method,)
@@ -276,7 +275,8 @@ def test_zero_rows_and_groups_of_one_value_stay_what_they_are(
     if format_name in GRIDS and name in ROUNDING:
         assert torch.equal(W_hat[3], W[3])
         assert torch.equal(W_hat[6, :128], W[6, :128]) or "row" in format_name
-        assert ((W_hat[4:6] - W[4:6]).abs() <= 2.0**-8 * 0.0625).all()
+        of_a_scale = 2.0**-6 if format_name.endswith("-dq") else 2.0**-8
+        assert ((W_hat[4:6] - W[4:6]).abs() <= of_a_scale * 0.0625).all()
     module = filled_format(format_name).pack(solution, None, torch.bfloat16)
     assert isinstance(module, FormatLinear)
     x = layer.X_TI[:3].bfloat16()
@@ -304,7 +304,8 @@ def test_weights_that_have_the_structure_are_recovered_to_rounding(
     format = filled_format(format_name)
     W = solved(method, layer.W_OI, layer.statistics, format)
     again = solved(method, W, layer.statistics, format)
-    rounding = 2e-2 if "+" in format_name else 1e-4  # factors rounded to 4 bits, twice
+    twice = "+" in format_name or format_name.startswith("mix")  # rounded to 4 bits, twice
+    rounding = 2e-2 if twice else 1e-4
     assert relative_error(again - W, W, layer.statistics.need(Statistic.INPUT_GRAM)) < rounding
 
 

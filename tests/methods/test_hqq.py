@@ -49,7 +49,7 @@ def test_it_is_the_authors_loop_in_zero_points(layer: Layer, relative: bool) -> 
     assert isinstance(start, OffsetGrid)
     for row in range(4):
         w, s = layer.W_OI[row, :64].double(), float(start.scale[row, 0])
-        m, tried = float(start.offset[row, 0]), {}
+        m, tried = float(start.offset[row, 0]), dict[float, float]()
         for turn in range(method.iterations + 1):
             z = 4 - m / s
             c = (w / s + z).round().clamp(0, 7)

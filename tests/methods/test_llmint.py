@@ -7,7 +7,7 @@ import torch
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize.llmint import Llmint, outlier_columns
-from blockwright.registry import format_named
+from blockwright.registry import format_named, method_named
 from blockwright.types import Statistics
 from tests.layers import outlier_layer
 
@@ -20,11 +20,9 @@ def test_the_largest_inputs_are_kept_and_equal_ones_from_the_left() -> None:
 
 def test_without_kept_columns_it_is_int8() -> None:
     layer = outlier_layer(0, out_features=24, in_features=128, tokens=300)
-    plain = format_named("int8")
     found = Llmint().solve(layer.W_OI, layer.statistics, format_named("llmint8-p0"))
-    assert torch.equal(
-        found.weight(), plain.fit_grid(layer.W_OI).decode(found.rest.codes_OI, slice(None))
-    )  # type: ignore[attr-defined]
+    plain = method_named("rtn").solve(layer.W_OI, layer.statistics, format_named("int8"))
+    assert torch.equal(found.weight(), plain.weight())
 
 
 def test_sites_without_tokens_and_other_formats_are_refused() -> None:

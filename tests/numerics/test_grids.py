@@ -130,7 +130,7 @@ def test_replaced_takes_all_that_groups_have(make: Callable[..., AnyGrid]) -> No
     codes = torch.arange(O * I).remainder(16).to(torch.uint8).view(O, I)
     grid, other = make(32), make(32, seed=9)
     part = {name: value[:, 1:2] for name, value in vars(other).items() if torch.is_tensor(value)}
-    found = grid.replaced(slice(32, 64), replace(other, **part))
+    found = grid.replaced(slice(32, 64), replace(other, **part))  # type: ignore[arg-type]
     taken = other.decode(codes, slice(None))[:, 32:64]
     expected = grid.decode(codes, slice(None)).index_copy(1, torch.arange(32, 64), taken)
     assert torch.equal(found.decode(codes, slice(None)), expected)

@@ -64,11 +64,12 @@ class CodebookFormat(GroupedFormat):
     ) -> CodebookGrid:
         size = self.group_size or W_OI.shape[1]
         W_OGJ = W_OI.float().reshape(W_OI.shape[0], -1, size)
+        dtype = torch.float32 if self.double else SCALE_DTYPE  # rounded once, as stored
         if search:
             importance_GJ = None if importance_I is None else importance_I.float().view(-1, size)
-            scale = search_scale(W_OGJ, self.codebook, importance_GJ)
+            scale = search_scale(W_OGJ, self.codebook, importance_GJ, dtype)
         else:
-            scale = fit_scale(W_OGJ, self.codebook)
+            scale = fit_scale(W_OGJ, self.codebook, dtype=dtype)
         if self.double:
             scale = DoubleScales.nearest(scale, (W_OGJ == 0).all(-1)).scale().contiguous()
         return CodebookGrid(scale, self.codebook, self.group_size)
@@ -80,11 +81,10 @@ class CodebookFormat(GroupedFormat):
             or solution.grid.codebook != self.codebook
         ):
             raise TypeError(f"{self.name} stores codes of its own codebook, not {solution}")
-        return self.packed(solution.codes_OI, self._stored(solution), bias_O, dtype)
+        return self.packed(solution.codes_OI, self._stored(solution.grid.scale), bias_O, dtype)
 
-    def _stored(self, solution: GridSolution) -> dict[str, Tensor]:
+    def _stored(self, scale_OG: Tensor) -> dict[str, Tensor]:
         """What is stored beside the codes; ``ValueError`` where that would change a scale."""
-        scale_OG = solution.grid.scale
         if not self.double:
             return {"scale": scale_OG.to(SCALE_DTYPE, copy=True)}
         stored = DoubleScales.nearest(scale_OG)

@@ -128,13 +128,14 @@ class MixFormat(MixedRowsFormat):
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         parts = self.part_shapes(shape)
-        stored = (getattr(self, name).stored_bytes(part) for name, part in parts.items())
-        return packed_bytes(1, 1, shape[0]) + sum(stored)
+        stored = self.narrow.stored_bytes(parts["narrow"]) + self.wide.stored_bytes(parts["wide"])
+        return packed_bytes(1, 1, shape[0]) + stored
 
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
-        parts = self.part_shapes(shape).items()
-        resident = sum(getattr(self, name).resident_bytes(part, device) for name, part in parts)
-        return packed_bytes(1, 1, shape[0]) + PLACE_BYTES * shape[0] + int(resident)
+        parts = self.part_shapes(shape)
+        narrow = self.narrow.resident_bytes(parts["narrow"], device)
+        wide = self.wide.resident_bytes(parts["wide"], device)
+        return packed_bytes(1, 1, shape[0]) + PLACE_BYTES * shape[0] + narrow + wide
 
     def spec(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ Equations -> code
     scale    fit_scale     s = shrink max(max W / max values, min W / min values)
     search   search_scale  least sum_j importance_j (W_hat_j - W_j)^2 over shrink = 1, .98 ... .6
     nearest  Codebook.encode   by the midpoints of neighbouring values; a tie takes the lower one
-Shapes:  weights [..., J] in groups of J -> scale [...], fp32 that bfloat16 holds.
+Shapes:  weights [..., J] in groups of J -> scale [...], fp32 that bfloat16 holds (or ``dtype``).
 Raises:  NumericalError when a weight is not finite or beyond bfloat16, ValueError for a codebook
          of one value, without a zero, or of more than 256.
 """
@@ -98,7 +98,9 @@ def _tables(values: tuple[float, ...], device: str) -> tuple[Tensor, Tensor, Ten
     return midpoints.to(device), codes.to(device), rising.to(device), by_code.to(device)
 
 
-def fit_scale(W: Tensor, codebook: Codebook, shrink: float = 1.0) -> Tensor:
+def fit_scale(
+    W: Tensor, codebook: Codebook, shrink: float = 1.0, dtype: torch.dtype = SCALE_DTYPE
+) -> Tensor:
     """Scales of groups along the last axis: the outermost values reach the outermost weights.
 
     A group of zeros gets scale 1; a group of one value is exact when bfloat16 holds the value and
@@ -110,31 +112,39 @@ def fit_scale(W: Tensor, codebook: Codebook, shrink: float = 1.0) -> Tensor:
     scale = high / codebook.highest
     if codebook.lowest < 0:
         scale = torch.maximum(scale, low / codebook.lowest)
-    scale = _stored(scale.clamp(min=0) * shrink)
+    scale = (scale.clamp(min=0) * shrink).to(dtype).float()
     if not torch.isfinite(scale).all() or not torch.isfinite(low).all():
         raise NumericalError("a weight is not finite, or too large for a bfloat16 scale")
-    bottom, top = codebook.outermost_midpoints
-    unused = (high * shrink <= top * scale) & (low * shrink > bottom * scale)
-    scale = torch.where(unused, next_lower(scale), scale)
+    if dtype == SCALE_DTYPE:
+        bottom, top = codebook.outermost_midpoints
+        unused = (high * shrink <= top * scale) & (low * shrink > bottom * scale)
+        scale = torch.where(unused, next_lower(scale), scale)
     for sign in (1.0, -1.0):
         if sign in codebook.values:
-            exact = (low == high) & (low * sign > 0) & (_stored(low) == low)
+            exact = (low == high) & (low * sign > 0) & (low.to(dtype).float() == low)
             scale = torch.where(exact, low.abs(), scale)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def search_scale(W: Tensor, codebook: Codebook, importance: Tensor | None = None) -> Tensor:
+def search_scale(
+    W: Tensor,
+    codebook: Codebook,
+    importance: Tensor | None = None,
+    dtype: torch.dtype = SCALE_DTYPE,
+) -> Tensor:
     """Per group the shrunken scale of least squared error; ties keep the largest.
 
     ``importance`` has the shape of ``W[0]`` (inputs in groups: it is the same for every row).
     """
     rows = max(1, CHUNK_ELEMENTS // max(W[0].numel(), 1))
-    return torch.cat([_search_chunk(part, codebook, importance) for part in torch.split(W, rows)])
+    return torch.cat([_search_chunk(W_R, codebook, importance, dtype) for W_R in W.split(rows)])
 
 
-def _search_chunk(W: Tensor, codebook: Codebook, importance: Tensor | None) -> Tensor:
+def _search_chunk(
+    W: Tensor, codebook: Codebook, importance: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     def fit(shrink: float) -> tuple[Tensor]:
-        return (fit_scale(W, codebook, shrink),)
+        return (fit_scale(W, codebook, shrink, dtype),)
 
     def errors(scale: Tensor) -> Tensor:
         return _scale_errors(W.float(), scale, codebook, importance)
@@ -148,7 +158,3 @@ def _scale_errors(
     scale = scale.unsqueeze(-1)
     error = codebook.decode(codebook.encode(W / scale)).mul_(scale).sub_(W).square_()
     return (error if importance is None else error.mul_(importance)).sum(-1)
-
-
-def _stored(scale: Tensor) -> Tensor:
-    return scale.to(SCALE_DTYPE).float()

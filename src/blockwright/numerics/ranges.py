@@ -106,7 +106,8 @@ def _search_chunk(
     def errors(scale: Tensor, zero_point: Tensor) -> Tensor:
         return _range_errors(W.float(), scale, zero_point, bits, importance)
 
-    return least_of_shrinks(fit, errors)
+    scale, zero_point = least_of_shrinks(fit, errors)
+    return scale, zero_point
 
 
 def _search_offset_chunk(W: Tensor, bits: int, importance: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -117,7 +118,8 @@ def _search_offset_chunk(W: Tensor, bits: int, importance: Tensor | None) -> tup
         center = torch.full_like(scale, 1 << (bits - 1))
         return _range_errors(W - offset.unsqueeze(-1), scale, center, bits, importance)
 
-    return least_of_shrinks(fit, errors)
+    scale, offset = least_of_shrinks(fit, errors)
+    return scale, offset
 
 
 def least_of_shrinks(
