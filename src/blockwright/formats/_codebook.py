@@ -1,13 +1,16 @@
 """The base of codebook formats: a code per weight, a scale per group, a table for all.
 
-No CPU kernel of PyTorch looks values up: the weight is dequantized in chunks on every call.
+No CPU kernel of PyTorch looks values up.  Dequantizing on every call makes one token over a hundred
+times slower than bfloat16, so a CPU keeps the dequantized weight beside the codes.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.formats._grouped import GroupedFormat, GroupedLinear, Layout
@@ -15,7 +18,9 @@ from blockwright.numerics.codebooks import Codebook, fit_scale, search_scale
 from blockwright.numerics.double_scales import OFFSET_DTYPE, STEP_DTYPE, DoubleScales, chunks_of
 from blockwright.numerics.grids import CodebookGrid
 from blockwright.numerics.ranges import SCALE_DTYPE
-from blockwright.types import GridSolution, Solution
+from blockwright.types import FormatLimits, GridSolution, Solution
+
+DENSE_BITS = 16.0
 
 
 class CodebookLinear(GroupedLinear):
@@ -24,6 +29,33 @@ class CodebookLinear(GroupedLinear):
     """
 
     format: CodebookFormat  # narrower than the base's
+    _dense: Tensor | None = None
+    """[O, I] in the dtype of the activations, once prepared."""
+
+    def prepare(self) -> Self:
+        """A module whose scales are trained stays portable; so does one that is not on a CPU."""
+        if self._dense is None and self.device.type == "cpu" and not self._is_trained():
+            with torch.inference_mode(False), torch.no_grad():
+                self._dense = self.dequantize().to(self.dtype)
+        return self
+
+    def restore(self) -> Self:
+        self._dense = None
+        return self
+
+    @property
+    def kernel(self) -> str:
+        return "dequantized once" if self.device.type == "cpu" else "dequantize"
+
+    @property
+    def resident_bytes(self) -> int:
+        return super().resident_bytes + (0 if self._dense is None else self._dense.nbytes)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        dense = self.prepare()._dense
+        if dense is None or dense.dtype != x.dtype:
+            return super()._multiply(x)
+        return F.linear(x, dense)
 
     def decoded(self, codes_RGJ: Tensor, rows: slice | Tensor) -> Tensor:
         return self.format.codebook.decode(codes_RGJ) * self._scale_OG()[rows].unsqueeze(-1)
@@ -48,6 +80,18 @@ class CodebookFormat(GroupedFormat):
     @abstractmethod
     def codebook(self) -> Codebook:
         """The values by code."""
+
+    @property
+    def limits(self) -> FormatLimits:
+        return FormatLimits(
+            in_multiple=self.group_size or 1, resident_bits=DENSE_BITS + self.code_bits
+        )
+
+    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
+        """On CPU: the dequantized bfloat16 weight, and what is stored."""
+        on_cpu = torch.device(device).type == "cpu"
+        dense = shape[0] * shape[1] * torch.bfloat16.itemsize
+        return self.stored_bytes(shape) + (dense if on_cpu else 0)
 
     def layout(self, out_features: int, groups: int) -> Layout:
         if not self.double:

@@ -12,7 +12,9 @@ Stored:  weight      uint8, flat, so that plain loading raises: codes [O, I], ri
          bias        as it was
 Shapes:  O out features, I in features, G = I / group_size (1 for rows).
 Units:   bits per weight = 8 + 16 / group_size.
-Kernels: none; dequantized in chunks on every call, then an ordinary matmul: no speed is claimed.
+Kernels: none.  CPU: dequantized once, when first multiplied, then an ordinary matmul, with the
+         weight of bfloat16 in memory beside the codes.  Elsewhere: dequantized in chunks on every
+         call.  No speed is claimed.
 Differs: scales in bfloat16 (authors: fp32) and fitted to the sign of the outermost weight: the
          table ends at 1 and at -0.993.
 Raises:  CandidateError for an unknown name, FormatError for a shape or a newer version.

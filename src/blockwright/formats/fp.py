@@ -16,7 +16,9 @@ Stored:  weight      uint8, flat, so that plain loading raises: dense codes [O, 
          bias        as it was
 Shapes:  O out features, I in features, G = I / group_size (1 for rows).
 Units:   bits per weight = 1 + X + Y + 16 / group_size.
-Kernels: none; dequantized in chunks on every call, then an ordinary matmul: no speed is claimed.
+Kernels: none.  CPU: dequantized once, when first multiplied, then an ordinary matmul, with the
+         weight of bfloat16 in memory beside the codes.  Elsewhere: dequantized in chunks on every
+         call.  No speed is claimed.
 Differs: nothing is encoded as -0, which decodes to 0.
 Raises:  CandidateError for an unknown name, FormatError for a shape or a newer version.
 """

@@ -15,7 +15,9 @@ Stored:  weight        uint8, flat, so that plain loading raises: dense ``bits``
          bias          as it was
 Shapes:  O out features, I in features, G = I / group_size (1 for rows), C = ceil(O / 256).
 Units:   bits per weight = bits + 16 / group_size; -dq: bits + (8 + 48 / 256) / group_size.
-Kernels: none; dequantized in chunks on every call, then an ordinary matmul: no speed is claimed.
+Kernels: none.  CPU: dequantized once, when first multiplied, then an ordinary matmul, with the
+         weight of bfloat16 in memory beside the codes.  Elsewhere: dequantized in chunks on every
+         call.  No speed is claimed.
 Differs: scales in bfloat16 (bitsandbytes: fp32), so that a group's outermost weight may move by
          0.4%; double quantization as ``numerics/double_scales.py`` says.  nf2 is poor: of its four
          values three are not negative.
