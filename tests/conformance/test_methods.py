@@ -49,7 +49,7 @@ GRIDS = (
 STRUCTURES = (
     *("bf16", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
-    *("llmint8-p0", "llmint8-p2", "mix-p10-g64"),
+    *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
 )
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {
@@ -74,6 +74,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "rtn": ((), (("search", "mse"),), (("search", "gram"),)),
     "gptq": ((), (("act_order", "false"), ("search", "mse")), (("damping", "0.1"),)),
     "hqq": ((), (("search", "none"),), (("relative", "false"), ("p", "1.0"))),
+    "lqlora": ((), (("metric", "fisher"), ("iterations", "3")), (("metric", "weight"),)),
     "mixllm": ((), (("compensate", "false"), ("search", "mse"))),
     "svd": ((), (("metric", "diagonal"),), (("metric", "weight"),)),
     "magnitude": ((), (("refit", "true"),)),
@@ -304,7 +305,8 @@ def test_weights_that_have_the_structure_are_recovered_to_rounding(
     format = filled_format(format_name)
     W = solved(method, layer.W_OI, layer.statistics, format)
     again = solved(method, W, layer.statistics, format)
-    twice = "+" in format_name or format_name.startswith("mix")  # rounded to 4 bits, twice
+    few_bits = ("+" in format_name, "&" in format_name, format_name.startswith("mix"))
+    twice = any(few_bits)  # rounded to few bits, twice
     rounding = 2e-2 if twice else 1e-4
     assert relative_error(again - W, W, layer.statistics.need(Statistic.INPUT_GRAM)) < rounding
 

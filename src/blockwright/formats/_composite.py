@@ -98,7 +98,7 @@ class CompositeLinear(FormatLinear):
 
 def packed_part(format: ValueFormat, solution: Solution, dtype: torch.dtype) -> FormatLinear:
     """The module of a part, from its solution."""
-    return _as_linear(format.pack(solution, None, dtype))
+    return as_part(format.pack(solution, None, dtype))
 
 
 def empty_parts(
@@ -115,7 +115,7 @@ def empty_part(
     format: ValueFormat, shape: tuple[int, int], dtype: torch.dtype, device: str
 ) -> FormatLinear:
     """The module of a part, unfilled."""
-    return _as_linear(format.empty(shape, bias=False, dtype=dtype, device=device))
+    return as_part(format.empty(shape, bias=False, dtype=dtype, device=device))
 
 
 def values_from(spec: Mapping[str, Any]) -> ValueFormat:
@@ -126,7 +126,8 @@ def values_from(spec: Mapping[str, Any]) -> ValueFormat:
     return format
 
 
-def _as_linear(module: object) -> FormatLinear:
+def as_part(module: object) -> FormatLinear:
+    """A packed module as a part; ``TypeError`` for another kind."""
     if not isinstance(module, FormatLinear):
         raise TypeError(f"a part is a {type(module).__name__}, not a packed linear")
     return module

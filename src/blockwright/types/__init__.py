@@ -2,7 +2,7 @@
 
 from blockwright.types.budget import Budget, parse_size
 from blockwright.types.candidate import DROP, KEEP, Candidate
-from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat
+from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat, SumFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
     Format,
@@ -32,6 +32,7 @@ from blockwright.types.solution import (
     MixedRowsSolution,
     OutlierSolution,
     Solution,
+    SumSolution,
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
@@ -89,6 +90,8 @@ __all__ = [
     "Speed",
     "Statistic",
     "Statistics",
+    "SumFormat",
+    "SumSolution",
     "TableRole",
     "Timing",
     "ValueFormat",

@@ -102,3 +102,16 @@ class MixedRowsSolution(Solution):
         W_OI[self.is_wide_O] = wide_KI
         W_OI[~self.is_wide_O] = self.narrow.weight()
         return W_OI
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumSolution(Solution):
+    """Codes on a grid, and a product that is added."""
+
+    base: GridSolution
+    """[O, I]"""
+    plus: FactoredSolution
+    """[O, I]"""
+
+    def weight(self) -> Tensor:
+        return self.base.weight() + self.plus.weight()
