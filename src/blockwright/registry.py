@@ -61,7 +61,8 @@ def format_named(name: str) -> Format:
     """
     first, ampersand, second = name.partition("&")
     if ampersand:
-        summed: Format = format_class("sum").of(format_named(first), format_named(second))  # type: ignore[attr-defined]
+        sums = import_module("blockwright.formats.sum").FORMAT
+        summed: Format = sums.of(format_named(first), format_named(second))
         return summed
     structure, plus, values = name.partition("+")
     stem = re.match(r"[a-z]+", structure)

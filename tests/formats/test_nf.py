@@ -71,6 +71,16 @@ def test_scales_are_trained(name: str) -> None:
     assert torch.equal(packed.prepare().product(x), packed.differentiable(x))
 
 
+def test_replaced_scales_are_multiplied_at_once() -> None:
+    format = NfFormat.parse("nf4-g32")
+    W = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    packed = format.pack(format.nearest(W), None, torch.float32)
+    x = torch.ones(2, 64)
+    before = packed(x)
+    packed.replace_stored("scale", 2 * packed.stored_tensor("scale"))
+    assert torch.equal(packed(x), 2 * before)
+
+
 def test_scales_that_are_not_double_quantized_are_refused() -> None:
     W = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     plain = NfFormat(4, 32).nearest(W)

@@ -25,6 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 RATIOS = {"llama": 0.38, "gpt2": 0.3, "qwen3_moe": 0.3}
 CODEBOOKS = ("nf4-g32", "nf3-g32-dq:gptq", "fp-e2m2-g64", "dyn8-row", "affine3-g32:hqq")
+SUM = "int3-g32&rank-r4"
 ROWS = ("mix-p20-g32", "llmint8-p2", "affine1-row")
 
 
@@ -67,6 +68,14 @@ def fitted_rows(kind: str, model_folder: ModelFolder, work: Path) -> tuple[FitRe
     budget = Budget(bits=6.3)
     asked = request(model, work, candidates=ROWS, budget=budget, preset=Preset.BALANCED)
     return asked, pipeline.fit(asked)
+
+
+def test_sums_are_fitted(model_folder: ModelFolder, tmp_path: Path) -> None:
+    model = with_tokenizer(model_folder("llama", **SHAPES["llama"]), tmp_path)
+    budget = Budget(bits=7)
+    result = pipeline.fit(request(model, tmp_path, candidates=(SUM, "int8:rtn"), budget=budget))
+    chosen = {choice.candidate for choice in Plan.read(result.plan_path).choices.values()}
+    assert SUM in chosen
 
 
 def test_rows_by_sensitivity_are_priced(

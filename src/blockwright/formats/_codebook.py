@@ -43,6 +43,10 @@ class CodebookLinear(GroupedLinear):
         self._dense = None
         return self
 
+    def replace_stored(self, name: str, tensor: Tensor) -> None:
+        self._dense = None
+        super().replace_stored(name, tensor)
+
     @property
     def kernel(self) -> str:
         return "dequantized once" if self.device.type == "cpu" else "dequantize"
