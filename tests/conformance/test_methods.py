@@ -74,7 +74,11 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "rtn": ((), (("search", "mse"),), (("search", "gram"),)),
     "gptq": ((), (("act_order", "false"), ("search", "mse")), (("damping", "0.1"),)),
     "hqq": ((), (("search", "none"),), (("relative", "false"), ("p", "1.0"))),
-    "lqlora": ((), (("metric", "fisher"), ("iterations", "3")), (("metric", "weight"),)),
+    "lqlora": (
+        (),
+        (("metric", "fisher"), ("iterations", "3")),
+        (("metric", "weight"), ("iterations", "2")),
+    ),
     "mixllm": ((), (("compensate", "false"), ("search", "mse"))),
     "svd": ((), (("metric", "diagonal"),), (("metric", "weight"),)),
     "magnitude": ((), (("refit", "true"),)),

@@ -128,8 +128,7 @@ class AffineFormat(GroupedFormat, OffsetFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        in_groups = tuple(cls(bits, 64).name for bits in range(1, 9))
-        return (*in_groups, "affine2-g32", "affine4-g128", "affine1-row", "affine4-row")
+        return ("affine1-g64", "affine1-row", "affine3-g32", "affine4-g64", "affine8-g128")
 
     @property
     def limits(self) -> FormatLimits:

@@ -93,7 +93,7 @@ class LlmIntFormat(OutlierFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        return ("llmint8-p0", "llmint8-p1", "llmint8-p5")
+        return ("llmint8-p0", "llmint8-p5")
 
     @property
     def rest(self) -> IntFormat:

@@ -83,7 +83,7 @@ class MixFormat(MixedRowsFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        return ("mix-p10-g128", "mix-p10-g64", "mix-p50-g32")
+        return ("mix-p10-g128", "mix-p50-g32")
 
     @property
     def narrow(self) -> IntFormat:

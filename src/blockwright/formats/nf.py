@@ -91,8 +91,7 @@ class NfFormat(CodebookFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        plain = tuple(f"nf{bits}-g64" for bits in (2, 3, 4))
-        return (*plain, "nf4-g32", "nf4-g128", "nf4-row", "nf3-g32-dq", "nf4-g64-dq", "nf2-row-dq")
+        return ("nf2-g64", "nf4-g128", "nf4-row", "nf3-g32-dq", "nf2-row-dq")
 
     @property
     def code_bits(self) -> int:
