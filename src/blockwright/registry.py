@@ -56,7 +56,14 @@ def format_class(stem: str) -> type[Format]:
 
 
 def format_named(name: str) -> Format:
-    """The format of a name in the grammar, e.g. ``int4-g64`` or ``rank-p50+int8``."""
+    """The format of a name in the grammar, e.g. ``int4-g64``, ``rank-p50+int8`` or
+    ``nf3-g64&rank-r16``.
+    """
+    first, ampersand, second = name.partition("&")
+    if ampersand:
+        sums = import_module("blockwright.formats.sum").FORMAT
+        summed: Format = sums.of(format_named(first), format_named(second))
+        return summed
     structure, plus, values = name.partition("+")
     stem = re.match(r"[a-z]+", structure)
     if stem is None:
@@ -122,12 +129,8 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
     """Format and methods of a candidate; the format's default method where none is named, and a
     scaling method's own where nothing behind it fills.
     """
-    if candidate.plus:
-        raise CandidateError(
-            f"candidate {candidate}: no format stores a sum of two ('&'); offer {candidate.format}"
-            f" and {candidate.plus} one by one"
-        )
     name = candidate.format + (f"+{candidate.values}" if candidate.values else "")
+    name += f"&{candidate.plus}" if candidate.plus else ""
     format = format_named(name)
     names = candidate.methods or ((format.default_method,) if format.default_method else ())
     methods = _chain(names, candidate.options)

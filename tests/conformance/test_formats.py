@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from blockwright import registry
-from blockwright.errors import CandidateError, FormatError
+from blockwright.errors import CandidateError, FormatError, NumericalError
 from blockwright.formats import FormatLinear, format_from_spec
 from blockwright.types import Format, GridFormat, PackedFormat, Solution, Statistics
 
@@ -42,7 +42,12 @@ def solved(name: str, shape: tuple[int, int] = SHAPES[0]) -> tuple[PackedFormat,
         assert shape != SHAPES[0], f"{name} is tried at no shape"
         pytest.skip(f"{name} cannot take {shape}")
     method = registry.method_named(format.default_method or "")
-    statistics = Statistics(tokens=1000, input_gram=torch.eye(shape[1]))
+    statistics = Statistics(
+        tokens=1000,
+        input_gram=torch.eye(shape[1]),
+        input_absmax=torch.linspace(1, 2, shape[1]),
+        output_gradient=torch.linspace(1, 2, shape[0]),
+    )
     return format, method.solve(weight(shape), statistics, format)
 
 
@@ -224,6 +229,29 @@ def test_values_of_the_grid_are_recovered_exactly_and_zero_stays_zero(name: str)
     zeros = torch.zeros(SHAPES[0])
     of_zeros = format.fit_grid(zeros, search=True)
     assert torch.equal(of_zeros.decode(of_zeros.encode(zeros, slice(None)), slice(None)), zeros)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_groups_that_do_not_divide_are_refused_with_a_format_that_fits(name: str) -> None:
+    format = registry.format_named(name)
+    assert isinstance(format, GridFormat)
+    if not format.group_size:
+        pytest.skip("any number of inputs fits a row")
+    with pytest.raises(FormatError, match=f"{name}: here: .*{format.group_size}.*; use ") as caught:
+        format.check_shape((8, format.group_size + 8), "here")
+    fitting = str(caught.value).rpartition(" ")[2]
+    registry.format_named(fitting).check_shape((8, format.group_size + 8), "here")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_weights_that_are_not_finite_have_no_grid(name: str) -> None:
+    format = registry.format_named(name)
+    assert isinstance(format, GridFormat)
+    for value in (float("nan"), float("inf")):
+        W = weight(SHAPES[0])
+        W[1, 2] = value
+        with pytest.raises(NumericalError, match="not finite"):
+            format.fit_grid(W)
 
 
 @pytest.mark.parametrize("name", GRIDS)

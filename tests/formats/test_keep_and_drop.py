@@ -35,7 +35,7 @@ def test_neither_has_parameters_methods_or_a_packed_module(
 
 
 def test_a_spec_of_no_known_format_is_refused() -> None:
-    with pytest.raises(FormatError, match=r"unknown format 'nf'; this Blockwright knows .*int"):
-        format_from_spec({"format": "nf", "version": 1})
+    with pytest.raises(FormatError, match=r"unknown format 'xyz'; this Blockwright knows .*int"):
+        format_from_spec({"format": "xyz", "version": 1})
     with pytest.raises(FormatError, match="unknown format None"):
         format_from_spec({})

@@ -1,12 +1,16 @@
-"""AffineGrid: any columns give what the whole matrix gives."""
+"""Grids: any columns give what the whole matrix gives."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from blockwright.numerics.grids import AffineGrid
+from blockwright.numerics.codebooks import Codebook
+from blockwright.numerics.grids import AffineGrid, CodebookGrid, OffsetGrid
 from blockwright.types import Grid
 
 O, I = 6, 96  # noqa: E741
@@ -23,15 +27,36 @@ def grid_of(group_size: int, bits: int = 4, seed: int = 0) -> AffineGrid:
     )
 
 
-def plain_decode(grid: AffineGrid, codes_OI: Tensor) -> Tensor:
+def offset_grid_of(group_size: int, seed: int = 0) -> OffsetGrid:
+    grid = grid_of(group_size, seed=seed)
+    offset = grid.zero_point.sub(8).mul(0.3).bfloat16().float()
+    return OffsetGrid(grid.scale, offset, grid.levels, group_size)
+
+
+def codebook_grid_of(group_size: int, seed: int = 0) -> CodebookGrid:
+    values = tuple((code - 8) * abs(code - 8) / 64 for code in range(16))
+    return CodebookGrid(grid_of(group_size, seed=seed).scale, Codebook(values), group_size)
+
+
+AnyGrid = AffineGrid | OffsetGrid | CodebookGrid
+GRIDS = (grid_of, offset_grid_of, codebook_grid_of)
+
+
+def plain_value(grid: AnyGrid, code: int, row: int, group: int) -> float:
+    scale = float(grid.scale[row, group])
+    if isinstance(grid, AffineGrid):
+        return scale * (code - float(grid.zero_point[row, group]))
+    if isinstance(grid, OffsetGrid):
+        return scale * (code - 8) + float(grid.offset[row, group])
+    return scale * grid.codebook.values[code]
+
+
+def plain_decode(grid: AnyGrid, codes_OI: Tensor) -> Tensor:
     size = grid.group_size or I
     value = torch.empty(O, I)
     for row in range(O):
         for column in range(I):
-            group = column // size
-            value[row, column] = grid.scale[row, group] * (
-                codes_OI[row, column].float() - grid.zero_point[row, group]
-            )
+            value[row, column] = plain_value(grid, int(codes_OI[row, column]), row, column // size)
     return value
 
 
@@ -48,24 +73,30 @@ SELECTIONS: list[slice | Tensor] = [
 ]
 
 
+@pytest.mark.parametrize("make", GRIDS)
 @pytest.mark.parametrize("group_size", [32, 16, 0])
 @pytest.mark.parametrize("columns", SELECTIONS, ids=str)
-def test_columns_give_what_the_whole_gives(group_size: int, columns: slice | Tensor) -> None:
-    grid = grid_of(group_size)
+def test_columns_give_what_the_whole_gives(
+    make: Callable[[int], AnyGrid], group_size: int, columns: slice | Tensor
+) -> None:
+    grid = make(group_size)
     codes = torch.randint(
         0, 16, (O, I), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
     values = plain_decode(grid, codes)
-    assert torch.equal(grid.decode(codes[:, columns], columns), values[:, columns])
+    decoded = grid.decode(codes[:, columns], columns)
+    assert torch.equal(decoded, grid.decode(codes, slice(None))[:, columns])
+    torch.testing.assert_close(decoded, values[:, columns], rtol=1e-6, atol=1e-6)
     encoded = grid.encode(values[:, columns], columns)
     assert encoded.dtype == torch.uint8
     assert torch.equal(encoded, codes[:, columns])
 
 
-def test_codes_are_the_nearest_of_all_values() -> None:
-    grid = grid_of(32, bits=3)
+@pytest.mark.parametrize("make", GRIDS)
+def test_codes_are_the_nearest_of_all_values(make: Callable[[int], AnyGrid]) -> None:
+    grid = make(32)
     W = torch.randn(O, I, generator=torch.Generator().manual_seed(2))
-    codes = torch.arange(8, dtype=torch.uint8)
+    codes = torch.arange(16, dtype=torch.uint8)
     distances = torch.stack(
         [(grid.decode(code.expand(O, I), slice(None)) - W).abs() for code in codes]
     )
@@ -94,6 +125,19 @@ def test_replaced_takes_whole_groups_and_leaves_the_rest() -> None:
     assert torch.equal(whole.scale, grid_of(0, seed=9).scale)
 
 
+@pytest.mark.parametrize("make", [offset_grid_of, codebook_grid_of])
+def test_replaced_takes_all_that_groups_have(make: Callable[..., AnyGrid]) -> None:
+    codes = torch.arange(O * I).remainder(16).to(torch.uint8).view(O, I)
+    grid, other = make(32), make(32, seed=9)
+    part = {name: value[:, 1:2] for name, value in vars(other).items() if torch.is_tensor(value)}
+    found = grid.replaced(slice(32, 64), replace(other, **part))  # type: ignore[arg-type]
+    taken = other.decode(codes, slice(None))[:, 32:64]
+    expected = grid.decode(codes, slice(None)).index_copy(1, torch.arange(32, 64), taken)
+    assert torch.equal(found.decode(codes, slice(None)), expected)
+    with pytest.raises(ValueError, match="can be taken over"):
+        grid.replaced(slice(32, 64), grid_of(32))
+
+
 def test_replaced_refuses_half_groups_and_other_grids() -> None:
     grid = grid_of(32)
     with pytest.raises(ValueError, match="whole groups of 32"):
@@ -104,5 +148,6 @@ def test_replaced_refuses_half_groups_and_other_grids() -> None:
         grid.replaced(slice(None), grid_of(32, bits=3))
 
 
-def test_an_affine_grid_is_a_grid() -> None:
-    assert isinstance(grid_of(32), Grid)
+@pytest.mark.parametrize("make", GRIDS)
+def test_all_are_grids(make: Callable[[int], AnyGrid]) -> None:
+    assert isinstance(make(32), Grid)

@@ -71,6 +71,47 @@ def test_products_agree_with_the_plain_one(out_features: int, bits: int, tokens:
 
 
 @needs_kernel
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("out_features", [7, 64, 80])
+def test_offsets_come_back_exactly_and_are_added(out_features: int, bits: int) -> None:
+    codes, scale, _, _ = weight(out_features, 128, 32, bits)
+    offset = torch.randn(scale.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    centered = codes.float().view(out_features, 4, 32) - (1 << (bits - 1))
+    W = (centered * scale.float()[..., None] + offset.float()[..., None]).view(out_features, 128)
+    matrix = Int4Matrix.with_offset(codes, scale, offset, bits=bits, group=32)
+    index = torch.tensor([out_features - 1, 0, out_features // 2])
+    assert torch.equal(matrix.codes(), codes)
+    assert torch.equal(matrix.scale(), scale)
+    assert torch.equal(matrix.offsets(), offset)
+    assert torch.equal(matrix.dequantize(), W)
+    assert torch.equal(matrix.rows(index), W[index])
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = x.float() @ W.t()
+    for y in (matrix.product(x), matrix.dense_product(x)):
+        assert (y - expected).norm() < 1e-2 * expected.norm()
+
+
+@needs_kernel
+@pytest.mark.parametrize("zero", [0, 128])
+@pytest.mark.parametrize("value", [0, 1, -1])
+def test_a_group_of_one_value_drowns_no_other(zero: int, value: int) -> None:
+    """Scale 1 beside weights of 0.02: the planes' shares of a flat group must not be large."""
+    if zero + value < 0:
+        pytest.skip("no such code")
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (16, 128), generator=generator, dtype=torch.uint8)
+    codes[:, :64] = zero + value
+    scale = torch.tensor([[1.0 if value == 0 else 0.02, 1e-4]]).expand(16, 2).bfloat16()
+    zeros = torch.full((16, 2), 128.0)
+    zeros[:, 0] = zero
+    matrix = Int4Matrix.pack(codes, scale, zeros, bits=8, group=64)
+    assert torch.equal(matrix.zero_point(), zeros)
+    x = torch.randn(3, 128, generator=generator).bfloat16()
+    expected = x.float() @ matrix.dequantize().t()
+    assert (matrix.product(x) - expected).norm() < 1e-2 * expected.norm()
+
+
+@needs_kernel
 def test_matrices_larger_than_a_working_chunk_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4_cpu, "CHUNK_WEIGHTS", 64 * 64)
     check_exact(200, 64, 32, 4)

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import NumericalError
-from blockwright.numerics.ranges import SHRINKS, fit_range, quantize, search_range
+from blockwright.numerics.ranges import (
+    SHRINKS,
+    fit_offset,
+    fit_range,
+    quantize,
+    search_offset,
+    search_range,
+)
 
 BITS = range(2, 9)
 both = pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
@@ -151,3 +158,29 @@ def test_inputs_are_unchanged(symmetric: bool) -> None:
     before = W.clone()
     search_range(W, 4, symmetric, torch.ones(1, 32))
     assert torch.equal(W, before)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_offset_levels_are_fitted_again_alike_and_a_flat_group_is_its_value(bits: int) -> None:
+    W = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    W[0], W[1] = 0.375, 0
+    scale, offset = fit_offset(W, bits)
+    center = 1 << (bits - 1)
+    codes = quantize(W - offset[:, None], scale[:, None], center, 1 << bits)
+    values = (codes - center) * scale[:, None] + offset[:, None]
+    assert torch.equal(values[:2], W[:2])
+    again_scale, again_offset = fit_offset(values, bits)
+    assert torch.equal(again_scale, scale)
+    assert torch.equal(again_offset, offset)
+
+
+@pytest.mark.parametrize("importance", [None, weights(2, 16).abs()])
+def test_searched_offsets_are_never_worse(importance: Tensor | None) -> None:
+    W = torch.randn(20, 2, 16, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for scale, offset in (fit_offset(W, 2), search_offset(W, 2, importance)):
+        codes = quantize(W - offset[..., None], scale[..., None], 2, 4)
+        D = (codes - 2) * scale[..., None] + offset[..., None] - W
+        errors.append((D.square() if importance is None else D.square() * importance).sum(-1))
+    assert (errors[1] <= errors[0]).all()
+    assert errors[1].sum() < 0.9 * errors[0].sum()

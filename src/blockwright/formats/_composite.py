@@ -15,7 +15,7 @@ from torch import Tensor
 from blockwright.errors import FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._linear import FormatLinear
-from blockwright.types import CompositeFormat, Solution, ValueFormat
+from blockwright.types import CompositeFormat, PackedFormat, Solution, ValueFormat
 
 
 class CompositeLinear(FormatLinear):
@@ -25,7 +25,7 @@ class CompositeLinear(FormatLinear):
 
     def __init__(
         self,
-        format: CompositeFormat,
+        format: PackedFormat,
         shape: tuple[int, int],
         *,
         parts: Mapping[str, FormatLinear],
@@ -98,7 +98,7 @@ class CompositeLinear(FormatLinear):
 
 def packed_part(format: ValueFormat, solution: Solution, dtype: torch.dtype) -> FormatLinear:
     """The module of a part, from its solution."""
-    return _as_linear(format.pack(solution, None, dtype))
+    return as_part(format.pack(solution, None, dtype))
 
 
 def empty_parts(
@@ -106,9 +106,16 @@ def empty_parts(
 ) -> dict[str, FormatLinear]:
     """The modules of all parts, unfilled."""
     return {
-        name: _as_linear(format.values.empty(part, bias=False, dtype=dtype, device=device))
+        name: empty_part(format.values, part, dtype, device)
         for name, part in format.part_shapes(shape).items()
     }
+
+
+def empty_part(
+    format: ValueFormat, shape: tuple[int, int], dtype: torch.dtype, device: str
+) -> FormatLinear:
+    """The module of a part, unfilled."""
+    return as_part(format.empty(shape, bias=False, dtype=dtype, device=device))
 
 
 def values_from(spec: Mapping[str, Any]) -> ValueFormat:
@@ -119,7 +126,8 @@ def values_from(spec: Mapping[str, Any]) -> ValueFormat:
     return format
 
 
-def _as_linear(module: object) -> FormatLinear:
+def as_part(module: object) -> FormatLinear:
+    """A packed module as a part; ``TypeError`` for another kind."""
     if not isinstance(module, FormatLinear):
         raise TypeError(f"a part is a {type(module).__name__}, not a packed linear")
     return module

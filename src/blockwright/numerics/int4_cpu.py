@@ -10,7 +10,11 @@ Equations -> code
     shift      pack          codes and zero points get a shift that centers their lowest nibble at 8
     1 plane    _scale_zero   (c - z) s = (c - 8) s + [(8 - z) s]
     2 planes   _scale_zero   (c - z) s = (h - 8) 2^L s + (l - 8) s + [(8 2^L + 8 - z) s]
-                             the bracket is split over both planes, bf16(b) and bf16(b - bf16(b))
+                             the bracket is split over both planes, bf16(b) and bf16(b - bf16(b));
+                             in a group of one code h, l by (8 - h) 2^L s, so that the first plane
+                             is 0: a group of zeros has scale 1, which would drown the others
+    offset m   with_offset   (c - z) s + m, z = 2^(b - 1): one plane: the bracket is 0; two: it is
+                             2^(L - 1) s, all in the first; m is the constant of the last, exact
 Shapes:  O out features, P = O rounded up to whole tiles, I in features, T tokens, G = I / group.
          plane uint8 [P, I/2], in tiles of R rows; byte [tile, k, j], k an input, j < R/2: two rows.
 Cost:    4 bits per weight and plane, and 32 bits per group and plane, resident.
@@ -21,7 +25,7 @@ Differs: nothing is trusted: a build without the kernel, or with a layout that d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -70,6 +74,22 @@ class Int4Matrix:
     out_features: int
     group: int
     bits: int
+    offset: bool = False
+    """Whether an offset m is added to (c - z) s, with z = 2^(bits - 1) everywhere."""
+
+    @classmethod
+    def with_offset(
+        cls, codes_OI: Tensor, scale_OG: Tensor, offset_OG: Tensor, *, bits: int, group: int
+    ) -> Int4Matrix:
+        """Of (code - 2^(bits - 1)) scale + offset, both bfloat16, in groups of the kernel."""
+        center = torch.full_like(scale_OG, 1 << (bits - 1))
+        plain = cls.pack(codes_OI, scale_OG, center, bits=bits, group=group)
+        kept = slice(0, plain.out_features)
+        if len(plain.planes) == 2:
+            half = 1 << (_low_bits(bits) - 1)
+            plain.scale_zero[0][:, kept, 1] = half * plain.scale_zero[1][:, kept, 0]
+        plain.scale_zero[-1][:, kept, 1] = offset_OG.T.to(torch.bfloat16)
+        return replace(plain, offset=True)
 
     @classmethod
     def pack(
@@ -85,7 +105,7 @@ class Int4Matrix:
         padded_zero = torch.nn.functional.pad(zero_point_OG.float() + shift, (0, 0, 0, padding))
         return cls(
             planes=tuple(_pack_plane(plane, tile_rows) for plane in nibbles),
-            scale_zero=_scale_zero(padded_scale, padded_zero, low),
+            scale_zero=_scale_zero(padded_scale, padded_zero, _flat(codes_OI, group) >> low, low),
             out_features=codes_OI.shape[0],
             group=group,
             bits=bits,
@@ -140,6 +160,8 @@ class Int4Matrix:
         scale_GN = self.scale_zero[-1][:, index, 0].float()
         codes = self._row_codes(index).view(index.numel(), -1, self.group).float()
         codes.sub_(self._zero_point_GN(index).t().unsqueeze(-1)).mul_(scale_GN.t().unsqueeze(-1))
+        if self.offset:
+            codes.add_(self.scale_zero[-1][:, index, 1].float().t().unsqueeze(-1))
         return codes.view(index.numel(), -1)
 
     def scale(self) -> Tensor:
@@ -150,8 +172,15 @@ class Int4Matrix:
         """fp32 [O, G]: the zero points that were packed, exactly (they are integers)."""
         return self._zero_point_GN(slice(0, self.out_features)).t().sub(_shift(self.bits))
 
+    def offsets(self) -> Tensor:
+        """bf16 [O, G] (a view): the offsets that were packed."""
+        return self.scale_zero[-1][:, : self.out_features, 1].t()
+
     def _zero_point_GN(self, index: slice | Tensor) -> Tensor:
         """Shifted, as the codes of the planes are."""
+        if self.offset:
+            center = (1 << (self.bits - 1)) + _shift(self.bits)
+            return torch.full_like(self.scale_zero[0][:, index, 1], center, dtype=torch.float32)
         zero_GN = self.scale_zero[0][:, index, 1].float()
         for pair in self.scale_zero[1:]:
             zero_GN = zero_GN.add_(pair[:, index, 1])
@@ -200,14 +229,18 @@ class Int4Matrix:
     def _transposed_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Row slices with W^T [I, rows] of them.  Every weight is rounded once, to ``dtype``."""
         tile_rows = _known_layout().rows
-        exact = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        once = dtype == torch.bfloat16 and not self.offset  # a code times a scale, rounded once
+        exact = torch.bfloat16 if once else torch.float32
         scale_GP = self.scale_zero[-1][..., 0].contiguous().to(exact)  # a strided one is 30x slower
         zero_point_GP = self._zero_point_GN(slice(None)).to(exact)
+        offset_GP = self.scale_zero[-1][..., 1].contiguous().to(exact) if self.offset else None
         for tiles in self._tile_chunks():
             rows = slice(tiles.start * tile_rows, tiles.stop * tile_rows)
             W_IR = self._tile_codes(tiles).to(exact)
             grouped = W_IR.view(-1, self.group, W_IR.shape[1])
             grouped.sub_(zero_point_GP[:, None, rows]).mul_(scale_GP[:, None, rows])
+            if offset_GP is not None:
+                grouped.add_(offset_GP[:, None, rows])
             kept = slice(rows.start, min(rows.stop, self.out_features))
             yield kept, W_IR[:, : kept.stop - kept.start].to(dtype)
 
@@ -315,15 +348,31 @@ def _offset(low_bits: int) -> int:
     return 8 * (1 << low_bits) + 8 if low_bits else 8
 
 
-def _scale_zero(scale_PG: Tensor, zero_point_PG: Tensor, low_bits: int) -> tuple[Tensor, ...]:
-    """bf16 [G, P, 2] per plane, of shifted zero points."""
+def _flat(codes_OI: Tensor, group: int) -> Tensor:
+    """int32 [O, G]: the code of groups that have one only; -1 for the others."""
+    low, high = codes_OI.view(len(codes_OI), -1, group).aminmax(dim=-1)
+    return torch.where(low == high, low.int(), -1)
+
+
+def _scale_zero(
+    scale_PG: Tensor, zero_point_PG: Tensor, flat_OG: Tensor, low_bits: int
+) -> tuple[Tensor, ...]:
+    """bf16 [G, P, 2] per plane, of shifted zero points.
+
+    ``flat_OG``: the high nibble of groups of one code; negative for the others.
+    """
     zero = (_offset(low_bits) - zero_point_PG) * scale_PG
-    rounded = zero.to(torch.bfloat16)
-    parts = [(scale_PG, rounded)]
+    parts = [(scale_PG, zero)]
     if low_bits:
-        rest = (zero - rounded.float()).to(torch.bfloat16)
-        parts = [(scale_PG * (1 << low_bits), rounded), (scale_PG, rest)]
+        step = 1 << low_bits
+        first = zero.to(torch.bfloat16).float()
+        kept = first[: len(flat_OG)]  # the rest is padding
+        centered = (8 - flat_OG) * step * scale_PG[: len(flat_OG)]
+        kept.copy_(torch.where(flat_OG < 0, kept, centered))
+        parts = [(scale_PG * step, first), (scale_PG, zero - first)]
     return tuple(
-        torch.stack([s.to(torch.bfloat16), z], dim=-1).transpose(0, 1).contiguous()
+        torch.stack([s.to(torch.bfloat16), z.to(torch.bfloat16)], dim=-1)
+        .transpose(0, 1)
+        .contiguous()
         for s, z in parts
     )

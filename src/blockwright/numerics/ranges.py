@@ -10,6 +10,8 @@ Equations -> code
     asymmetric  fit_range     s = shrink (max - min) / (2^b - 1),   z = round(-shrink min / s)
     symmetric   fit_range     s = shrink absmax / Qp,  Qp = 2^(b-1) - 1,   z = 2^(b-1)
     search      search_range  least sum_j importance_j (W_hat_j - W_j)^2 over shrink = 1, .98 ... .6
+    offset      fit_offset    s = shrink (max - min) / (2^b - 1),   m = (max + min) / 2 + s / 2,
+                              for W_hat = s (code - 2^(b-1)) + m
 Shapes:  weights [..., J] in groups of J -> scale and zero point [...], both fp32: bfloat16 values
          and integers.
 Differs: an asymmetric scale that bfloat16 rounded up so far that the top or bottom code would stay
@@ -19,6 +21,8 @@ Raises:  NumericalError when a weight is not finite or beyond bfloat16.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +30,10 @@ from blockwright.errors import NumericalError
 
 SCALE_DTYPE = torch.bfloat16
 SHRINKS = tuple(1 - 0.02 * step for step in range(21))
+FLAT_SCALE = 2.0**-60
+"""Scale of a group of one value where an offset holds it: its codes do not matter, and multiples of
+the scale must not drown the other groups in a kernel's sums.
+"""
 CHUNK_ELEMENTS = 1 << 20
 """Weights searched at a time: bounds the working memory of ``search_range`` to about 20 MB."""
 
@@ -55,7 +63,36 @@ def search_range(
     return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
 
 
-def quantize(W: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+def fit_offset(W: Tensor, bits: int, shrink: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Scale and offset of levels from the minimum to the maximum of groups along the last axis.
+
+    ``shrink`` draws both towards their middle.  A group of one value is that value, in bfloat16.
+    As in ``fit_range``, a scale whose outermost levels would stay unused is taken one step lower.
+    """
+    W = W.float()
+    low, high = W.amin(-1), W.amax(-1)
+    middle, half, top = (high + low) / 2, (high - low) / 2 * shrink, (1 << bits) - 1
+    scale = _stored(2 * half / top)
+    if not (torch.isfinite(scale) & torch.isfinite(_stored(middle))).all():
+        raise NumericalError("a weight is not finite, or too large for a bfloat16 scale")
+    for _ in range(2):  # once where the scale went up, twice where the offset moved a level, too
+        offset = _stored(middle + scale / 2)
+        below = ((middle - half - offset) / scale).round() > -(top + 1) // 2
+        above = ((middle + half - offset) / scale).round() < top // 2
+        scale = torch.where(below | above, next_lower(scale), scale)
+    scale = torch.where(half > 0, scale, FLAT_SCALE)
+    offset = _stored(torch.where(half > 0, middle + scale / 2, middle))
+    return scale, offset
+
+
+def search_offset(W: Tensor, bits: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``search_range`` for ``fit_offset``."""
+    rows = max(1, CHUNK_ELEMENTS // max(W[0].numel(), 1))
+    found = [_search_offset_chunk(part, bits, importance) for part in torch.split(W, rows)]
+    return torch.cat([scale for scale, _ in found]), torch.cat([offset for _, offset in found])
+
+
+def quantize(W: Tensor, scale: Tensor, zero_point: Tensor | int, levels: int) -> Tensor:
     """Nearest codes (fp32, 0 .. levels - 1), ties to even; all broadcast against ``W``."""
     return torch.div(W, scale).round_().add_(zero_point).clamp_(0, levels - 1)
 
@@ -63,17 +100,41 @@ def quantize(W: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tenso
 def _search_chunk(
     W: Tensor, bits: int, symmetric: bool, importance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    W = W.float()
-    scale, zero_point = fit_range(W, bits, symmetric)
-    least = _range_errors(W, scale, zero_point, bits, importance)
+    def fit(shrink: float) -> tuple[Tensor, Tensor]:
+        return fit_range(W, bits, symmetric, shrink)
+
+    def errors(scale: Tensor, zero_point: Tensor) -> Tensor:
+        return _range_errors(W.float(), scale, zero_point, bits, importance)
+
+    scale, zero_point = least_of_shrinks(fit, errors)
+    return scale, zero_point
+
+
+def _search_offset_chunk(W: Tensor, bits: int, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def fit(shrink: float) -> tuple[Tensor, Tensor]:
+        return fit_offset(W, bits, shrink)
+
+    def errors(scale: Tensor, offset: Tensor) -> Tensor:
+        center = torch.full_like(scale, 1 << (bits - 1))
+        return _range_errors(W - offset.unsqueeze(-1), scale, center, bits, importance)
+
+    scale, offset = least_of_shrinks(fit, errors)
+    return scale, offset
+
+
+def least_of_shrinks(
+    fit: Callable[[float], tuple[Tensor, ...]], errors: Callable[..., Tensor]
+) -> tuple[Tensor, ...]:
+    """Per group what ``fit`` gives for the shrink of least error; ties keep the widest."""
+    best = fit(1.0)
+    least = errors(*best)
     for shrink in SHRINKS[1:]:
-        tried_scale, tried_zero = fit_range(W, bits, symmetric, shrink)
-        error = _range_errors(W, tried_scale, tried_zero, bits, importance)
+        tried = fit(shrink)
+        error = errors(*tried)
         better = error < least
         least = torch.where(better, error, least)
-        scale = torch.where(better, tried_scale, scale)
-        zero_point = torch.where(better, tried_zero, zero_point)
-    return scale, zero_point
+        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))
+    return best
 
 
 def _range_errors(
@@ -98,7 +159,7 @@ def _asymmetric(low: Tensor, high: Tensor, bits: int, shrink: float) -> tuple[Te
         2
     ):  # once where rounding went up; twice where both ends then round down on a tie
         unused = (high / scale).round() + (-low / scale).round() < top
-        scale = torch.where(unused, _next_lower(scale), scale)
+        scale = torch.where(unused, next_lower(scale), scale)
     return scale, (-low / scale).round().clamp(0, top)
 
 
@@ -121,7 +182,7 @@ def _stored(scale: Tensor) -> Tensor:
     return scale.to(SCALE_DTYPE).float()
 
 
-def _next_lower(scale: Tensor) -> Tensor:
+def next_lower(scale: Tensor) -> Tensor:
     """The next smaller bfloat16 of positive numbers; 0 stays 0."""
     bits = scale.to(SCALE_DTYPE).view(torch.int16)
     return (bits - (bits > 0).to(torch.int16)).view(SCALE_DTYPE).float()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from blockwright.library.build import (
     variant_inputs,
 )
 from blockwright.library.group import build_group
+from blockwright.pipeline.curvature import moments_key, output_moments, site_moments
 from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variants
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Stream, weight_of
@@ -65,13 +66,19 @@ def wanted_variants(run: Run, site: Site) -> list[WantedVariant]:
 
 def wanted_variant(run: Run, site: Site, candidate: Candidate, seen: str) -> WantedVariant:
     """One variant; ``seen``: digest of what the site saw."""
+    ranked = f"{seen}/moments-{moments_key(run)}" if is_ranked(candidate) else seen
     inputs = variant_inputs(
         source=run.original.weight_digest(site),
         candidate=candidate,
-        statistics=seen,
+        statistics=ranked,
         surroundings=run.surroundings,
     )
     return WantedVariant(candidate, variant_key(inputs), inputs)
+
+
+def is_ranked(candidate: Candidate) -> bool:
+    """Whether its methods read how much the loss feels each output."""
+    return Statistic.OUTPUT_GRADIENT in needs_of([candidate])
 
 
 def digest_at(run: Run, site: Site) -> str:
@@ -89,6 +96,8 @@ def build_library(run: Run) -> Built:
         for site, items in wanted.items()
     }
     misses = sum(map(len, missing.values()))
+    if any(is_ranked(item.candidate) for items in missing.values() for item in items):
+        output_moments(run)
     if misses:
         _capture_and_build(run, missing)
     records = {}
@@ -126,17 +135,6 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> 
                 stage.advance()
 
 
-def sweep_original(run: Run) -> Stream:
-    """See that the original's hidden states in front of and behind every block are on disk; the
-    stream that left them.
-    """
-    stream = run.stream(dtype=run.capture_dtype)
-    folder = run.library.work_folder(run.statistics_digest)
-    for _ in forward_sweep(stream, run.calibration_inputs, folder, lambda _: None):
-        pass
-    return stream
-
-
 def build_block(run: Run, block: CapturedBlock, missing: Mapping[str, list[WantedVariant]]) -> None:
     """Build the missing variants of one block's sites."""
     for site in run.skeleton.block_sites(block.index):
@@ -171,6 +169,8 @@ def build_site(
     items: Sequence[WantedVariant],
 ) -> None:
     """Build variants of one weight and store them; their locks are held meanwhile."""
+    if statistics is not None and any(is_ranked(item.candidate) for item in items):
+        statistics = replace(statistics, output_gradient=site_moments(run, site))
     with ExitStack() as locks:
         for item in items:
             locks.enter_context(run.library.building(item.key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from blockwright.capture import (
@@ -13,10 +14,11 @@ from blockwright.capture import (
     reverse_sweep,
     sampled_label_loss,
 )
-from blockwright.pipeline.building import sweep_original
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.presets import REVERSE_TOKENS
+from blockwright.pipeline.sweeping import sweep_original
 from blockwright.stream import Inputs, Loss, Stem, Stream
+from blockwright.types import Site
 
 
 def reverse_inputs(run: Run) -> Inputs:
@@ -35,13 +37,27 @@ def sensitivity_note(run: Run) -> str:
     )
 
 
+def moments_key(run: Run) -> str:
+    """Digest of what the sensitivities stand on."""
+    return digest_of([run.statistics_digest, reverse_inputs(run).rows, run.request.seed])
+
+
+def site_moments(run: Run, site: Site) -> Tensor:
+    """Diagonal of G at one site, fp32 [O], once ``output_moments`` was called; 0 where no token of
+    the reverse sweep reached it.
+    """
+    found = run.library.arrays(f"moments-{moments_key(run)}-{site.block}")
+    if found is None:
+        raise RuntimeError(f"{site.id}: the reverse sweep has not reached its block")
+    return found.get(site.id, torch.zeros(site.shape[0]))
+
+
 def output_moments(run: Run) -> dict[str, Tensor]:
     """Diagonal of G by site id, fp32 [O]; sites that no token reached are missing.
 
     What the library has is not computed again; a killed sweep resumes at its block.
     """
-    inputs = reverse_inputs(run)
-    key = digest_of([run.statistics_digest, inputs.rows, run.request.seed])
+    inputs, key = reverse_inputs(run), moments_key(run)
     blocks = range(run.skeleton.num_blocks)
     found = {index: run.library.arrays(f"moments-{key}-{index}") for index in blocks}
     missing = [index for index, moments in found.items() if moments is None]

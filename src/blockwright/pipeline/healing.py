@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from blockwright.capture import inputs_path
 from blockwright.errors import NumericalError
 from blockwright.library import variant_key
-from blockwright.pipeline.building import sweep_original
 from blockwright.pipeline.measuring import measure_on_selection, plan_stream
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
 from blockwright.pipeline.presets import HEALING
 from blockwright.pipeline.refining import plan_digest
+from blockwright.pipeline.sweeping import sweep_original
 from blockwright.refine import HealedBlocks, heal_blocks, healing_inputs
 from blockwright.stream import BATCH_TOKENS, ActivationFile, Stem, Stream
 from blockwright.tuning import Tuned, TuningSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from blockwright.library.group import build_group
 from blockwright.pipeline.grouping import group_tensors, groups_of
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Inputs, Stream, weight_of
-from blockwright.types import Group, Site, Statistics, VariantRecord
+from blockwright.types import Group, Site, Statistic, Statistics, VariantRecord
 
 LONG_SECONDS = 1.0
 """What takes longer is timed once; shorter work is done first and then timed."""
@@ -168,6 +168,8 @@ def _build_seconds(
 
 def _build(run: Run, site: Site, W_OI: Tensor, statistics: Statistics) -> None:
     wanted = [WantedVariant(item, "", {}) for item in run.candidates_for(site)]
+    if Statistic.OUTPUT_GRADIENT in needs_of(run.candidates_for(site)):
+        statistics = replace(statistics, output_gradient=torch.ones(site.shape[0]))
     for _ in build_variants(site.id, W_OI, statistics, wanted):
         pass
 

@@ -2,12 +2,15 @@
 
 from blockwright.types.budget import Budget, parse_size
 from blockwright.types.candidate import DROP, KEEP, Candidate
-from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat
+from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat, SumFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
     Format,
     Grid,
     GridFormat,
+    MixedRowsFormat,
+    OffsetFormat,
+    OutlierFormat,
     PackedFormat,
     PackedLinear,
     ValueFormat,
@@ -26,7 +29,10 @@ from blockwright.types.solution import (
     FactoredSolution,
     GridSolution,
     MaskedSolution,
+    MixedRowsSolution,
+    OutlierSolution,
     Solution,
+    SumSolution,
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
@@ -60,7 +66,12 @@ __all__ = [
     "MaskedSolution",
     "Memory",
     "Method",
+    "MixedRowsFormat",
+    "MixedRowsSolution",
+    "OffsetFormat",
     "Option",
+    "OutlierFormat",
+    "OutlierSolution",
     "PackedFormat",
     "PackedLinear",
     "Pair",
@@ -79,6 +90,8 @@ __all__ = [
     "Speed",
     "Statistic",
     "Statistics",
+    "SumFormat",
+    "SumSolution",
     "TableRole",
     "Timing",
     "ValueFormat",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from blockwright.errors import CandidateError
-from blockwright.types.format import Format, PackedFormat, ValueFormat
+from blockwright.types.format import Format, GridFormat, PackedFormat, ValueFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,3 +103,14 @@ class MaskedFormat(CompositeFormat):
 
     def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
         return {"values": (shape[0], self.kept(shape[1]))}
+
+
+class SumFormat(PackedFormat):
+    """A grid format, and a product of two thin matrices that is added to it; implementations are
+    frozen dataclasses with these fields.
+    """
+
+    base: GridFormat
+    """Of the full-size part, [O, I]."""
+    plus: FactoredFormat
+    """Of the product."""

@@ -194,3 +194,40 @@ class GridFormat(ValueFormat):
         """Nearest codes, ranges searched."""
         grid = self.fit_grid(W_OI, search=True)
         return GridSolution(codes_OI=grid.encode(W_OI, slice(None)), grid=grid)
+
+
+class OffsetFormat(GridFormat):
+    """A grid format of uniform levels that begin at any real number in each group: what it fits is
+    an ``OffsetGrid``, a scale and an offset per group.
+    """
+
+
+class OutlierFormat(PackedFormat):
+    """Rows on a symmetric grid, but for some whole input columns, kept in 16 bits."""
+
+    @property
+    @abstractmethod
+    def rest(self) -> GridFormat:
+        """The format of what is not kept, [O, I] with zeros in the kept columns."""
+
+    @abstractmethod
+    def kept(self, in_features: int) -> int:
+        """Columns kept of so many inputs, K."""
+
+
+class MixedRowsFormat(PackedFormat):
+    """Some whole rows on a finer grid than the others."""
+
+    @property
+    @abstractmethod
+    def narrow(self) -> GridFormat:
+        """The format of most rows."""
+
+    @property
+    @abstractmethod
+    def wide(self) -> GridFormat:
+        """The format of the finer rows."""
+
+    @abstractmethod
+    def wide_rows(self, out_features: int) -> int:
+        """How many rows of so many are wide."""

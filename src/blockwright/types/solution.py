@@ -68,3 +68,50 @@ class MaskedSolution(Solution):
     def weight(self) -> Tensor:
         kept_OK = self.values.weight()
         return kept_OK.new_zeros(self.mask_OI.shape).masked_scatter_(self.mask_OI, kept_OK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlierSolution(Solution):
+    """Whole input columns in a floating-point type, and the others on a grid."""
+
+    columns_K: Tensor  # noqa: N815 - shape suffix
+    """int64 [K], rising"""
+    outliers: DenseSolution
+    """[O, K]"""
+    rest: GridSolution
+    """[O, I], 0 in the kept columns"""
+
+    def weight(self) -> Tensor:
+        return self.rest.weight().index_copy_(1, self.columns_K, self.outliers.weight())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedRowsSolution(Solution):
+    """Rows on two grids."""
+
+    is_wide_O: Tensor  # noqa: N815 - shape suffix
+    """bool [O]"""
+    narrow: GridSolution
+    """[O - K, I]: the other rows, in order"""
+    wide: GridSolution
+    """[K, I]: the wide rows, in order"""
+
+    def weight(self) -> Tensor:
+        wide_KI = self.wide.weight()
+        W_OI = wide_KI.new_empty((len(self.is_wide_O), wide_KI.shape[1]))
+        W_OI[self.is_wide_O] = wide_KI
+        W_OI[~self.is_wide_O] = self.narrow.weight()
+        return W_OI
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumSolution(Solution):
+    """Codes on a grid, and a product that is added."""
+
+    base: GridSolution
+    """[O, I]"""
+    plus: FactoredSolution
+    """[O, I]"""
+
+    def weight(self) -> Tensor:
+        return self.base.weight() + self.plus.weight()

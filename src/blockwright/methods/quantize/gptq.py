@@ -49,6 +49,7 @@ from blockwright.methods.quantize._range_search import (
     grid_fitter,
     input_energy,
 )
+from blockwright.methods.quantize._static_groups import in_static_groups
 from blockwright.numerics.column_rounding import ColumnRounder, column_rounder
 from blockwright.numerics.column_sweep import sweep, tiles_of
 from blockwright.numerics.finite import all_finite
@@ -131,16 +132,6 @@ class Gptq(LinearMethod):
             if not all_finite(W_IO):
                 raise NumericalError("the compensated weights grew past float32; raise the damping")
             yield GridSolution(codes_OI=grid.encode(W_IO.T, slice(None)), grid=grid)
-
-
-def in_static_groups(
-    W_OI: Tensor, U_II: Tensor, order: Tensor, fit: GridFitter
-) -> tuple[Grid, Tensor]:
-    """Sweep in ``order`` on a grid fitted to the original weight; the grid and Q^T [I, O]."""
-    grid = fit(W_OI, slice(None))
-    W_IO = W_OI.T[order]
-    sweep(W_IO, U_II, column_rounder(grid, order), tiles_of(len(W_IO)))
-    return grid, W_IO[torch.argsort(order)]
 
 
 def in_dynamic_groups(

@@ -1,0 +1,271 @@
+"""The base of formats of dense codes in groups of inputs, and of their packed modules.
+
+A format says what its groups store beside the codes (``layout``) and how codes are decoded; names,
+bytes, states, chunked products and gradients are here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blockwright.errors import FormatError
+from blockwright.formats._linear import FormatLinear, frozen_product
+from blockwright.numerics.int4_cpu import Int4Matrix
+from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
+from blockwright.types import FormatLimits, GridFormat, SiteKind
+
+GROUP_SIZES = (32, 64, 128, 0)
+"""0 = the whole row."""
+GROUP_NAME = r"g32|g64|g128|row"
+CHUNK_WEIGHTS = 1 << 20
+"""Weights dequantized at a time from dense codes: 4 MiB of fp32."""
+
+Layout = Mapping[str, tuple[tuple[int, int], torch.dtype]]
+"""Name -> shape and dtype of what is stored beside the codes."""
+
+
+class GroupedFormat(GridFormat):
+    """Codes of ``code_bits`` bits; implementations are frozen dataclasses."""
+
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.LINEAR, SiteKind.TABLE})
+    default_method: ClassVar[str | None] = "rtn"
+    module: ClassVar[type[GroupedLinear]]
+    """The packed module."""
+
+    @property
+    @abstractmethod
+    def code_bits(self) -> int:
+        """Bits per code, 1 to 8."""
+
+    @abstractmethod
+    def layout(self, out_features: int, groups: int) -> Layout:
+        """What is stored beside the codes of ``groups`` groups per row."""
+
+    @abstractmethod
+    def with_group_size(self, group_size: int) -> Self:
+        """The same format in other groups; 0 = the whole row."""
+
+    @property
+    def limits(self) -> FormatLimits:
+        return FormatLimits(in_multiple=self.group_size or 1, resident_bits=float(self.code_bits))
+
+    def groups(self, in_features: int) -> int:
+        """Groups per row, G."""
+        return in_features // self.group_size if self.group_size else 1
+
+    def check_shape(self, shape: tuple[int, int], where: str) -> None:
+        out_features, in_features = shape
+        if out_features < 1 or in_features < 1:
+            raise FormatError(
+                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
+            )
+        if self.group_size and in_features % self.group_size:
+            fitting = [s for s in GROUP_SIZES if s == 0 or in_features % s == 0]
+            names = " or ".join(self.with_group_size(size).name for size in fitting)
+            raise FormatError(
+                f"{self.name}: {where}: group size {self.group_size} does not divide"
+                f" {in_features} inputs; use {names}"
+            )
+
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        beside = self.layout(shape[0], self.groups(shape[1])).values()
+        return packed_bytes(self.code_bits, *shape) + sum(
+            rows * columns * dtype.itemsize for (rows, columns), dtype in beside
+        )
+
+    def packed(
+        self,
+        codes_OI: Tensor,
+        beside: Mapping[str, Tensor],
+        bias_O: Tensor | None,
+        dtype: torch.dtype,
+    ) -> GroupedLinear:
+        """The module of codes and what is stored beside them."""
+        return self.module(
+            self,
+            (codes_OI.shape[0], codes_OI.shape[1]),
+            weight=pack_codes(codes_OI, self.code_bits),
+            beside=beside,
+            bias=bias_O,
+            dtype=dtype,
+        )
+
+    def empty(
+        self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
+    ) -> GroupedLinear:
+        codes = packed_bytes(self.code_bits, *shape)
+        layout = self.layout(shape[0], self.groups(shape[1])).items()
+        return self.module(
+            self,
+            shape,
+            weight=torch.empty(codes, dtype=torch.uint8, device=device),
+            beside={name: torch.empty(size, dtype=d, device=device) for name, (size, d) in layout},
+            bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
+            dtype=dtype,
+        )
+
+
+class GroupedLinear(FormatLinear):
+    """The packed module.  Prepared, where there is a kernel, the buffers are None and ``_matrix``
+    holds the only copy.
+    """
+
+    format: GroupedFormat  # narrower than the base's
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        format: GroupedFormat,
+        shape: tuple[int, int],
+        *,
+        weight: Tensor,
+        beside: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(format, shape, bias=bias, dtype=dtype)
+        self.register_buffer("weight", weight)
+        for name, tensor in beside.items():
+            self.register_buffer(name, tensor)
+        self._beside = tuple(beside)
+        self._matrix: Int4Matrix | None = None
+
+    # -- what a format implements
+
+    @abstractmethod
+    def decoded(self, codes_RGJ: Tensor, rows: slice | Tensor) -> Tensor:
+        """fp32 [R, G, J] of codes of these rows, with gradients to what is stored beside them."""
+
+    def packed_matrix(self) -> Int4Matrix | None:
+        """The weight in the layout of this machine's kernel; None: no kernel takes it."""
+        return None
+
+    def beside_of(self, matrix: Int4Matrix) -> dict[str, Tensor]:
+        """What stood beside the codes of a matrix, bit for bit."""
+        raise NotImplementedError(f"{self.format.name} has no matrix")
+
+    # -- states
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        return ("weight", *self._beside)
+
+    def prepare(self) -> Self:
+        """A module whose scales are trained stays portable, as does one that no kernel takes."""
+        if self._matrix is None and not self._is_trained():
+            with torch.inference_mode(False), torch.no_grad():
+                self._matrix = self.packed_matrix()
+            if self._matrix is not None:
+                for name in self.weight_names:
+                    setattr(self, name, None)
+        return self
+
+    def restore(self) -> Self:
+        if self._matrix is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                tensors = self.stored_weight()
+            self._matrix = None
+            for name, tensor in tensors.items():
+                setattr(self, name, tensor)
+        return self
+
+    def stored_weight(self) -> dict[str, Tensor]:
+        if self._matrix is None:
+            return {name: self.get_buffer(name).detach() for name in self.weight_names}
+        codes = pack_codes(self._matrix.codes(), self.format.code_bits)
+        return {"weight": codes, **self.beside_of(self._matrix)}
+
+    @property
+    def kernel(self) -> str:
+        return "dequantize"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.weight is None else self.weight.device
+
+    @property
+    def resident_bytes(self) -> int:
+        held = [*self.parameters(), *self.buffers()]
+        matrix = 0 if self._matrix is None else self._matrix.nbytes
+        return sum(t.numel() * t.element_size() for t in held) + matrix
+
+    # -- products
+
+    def product(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
+            )
+        if torch.is_grad_enabled():
+            if self._is_trained():
+                return F.linear(x, self.differentiable_weight().to(x.dtype))
+            if x.requires_grad:
+                return frozen_product(x, self._multiply, self.dequantize)
+        return self._multiply(x)
+
+    def differentiable_weight(self) -> Tensor:
+        """Gradients reach what is stored in the portable state alone; see ``restore``."""
+        if self._matrix is not None:
+            return self._matrix.dequantize()
+        return self._rows(slice(None))
+
+    def dequantize(self) -> Tensor:
+        if self._matrix is not None:
+            return self._matrix.dequantize()
+        return torch.cat([chunk for _, chunk in self._chunks()])
+
+    def rows(self, index: Tensor) -> Tensor:
+        if self._matrix is not None:
+            return self._matrix.rows(index).to(self.dtype)
+        return self._rows(index).detach().to(self.dtype)
+
+    # -- details
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        matrix = self.prepare()._matrix
+        x_TI = x.reshape(-1, self.in_features).contiguous()
+        if matrix is None:
+            y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
+            for rows, W_RI in self._chunks():
+                torch.mm(x_TI, W_RI.to(x.dtype).t(), out=y_TO[:, rows])
+        elif x.dtype == torch.bfloat16 and 0 < x_TI.shape[0] < matrix.many_tokens:
+            y_TO = matrix.product(x_TI)
+        else:
+            y_TO = matrix.dense_product(x_TI)
+        return y_TO.reshape(*x.shape[:-1], self.out_features)
+
+    def _is_trained(self) -> bool:
+        return any(buffer.requires_grad for buffer in self.buffers())
+
+    def _codes(self, rows: slice | Tensor) -> Tensor:
+        """uint8 [rows, I]"""
+        chosen = self.get_buffer("weight").view(self.out_features, -1)[rows]
+        bits = self.format.code_bits
+        return unpack_codes(chosen.reshape(-1), bits, chosen.shape[0], self.in_features)
+
+    def _rows(self, rows: slice | Tensor) -> Tensor:
+        """fp32 [rows, I]"""
+        codes = self._codes(rows)
+        groups = self.format.groups(self.in_features)
+        return self.decoded(codes.view(len(codes), groups, -1), rows).view(codes.shape)
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Row slices with their weights, fp32 without gradients."""
+        step = max(1, CHUNK_WEIGHTS // self.in_features)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, min(start + step, self.out_features))
+            with torch.no_grad():
+                yield rows, self._rows(rows)
+
+
+def spec_field(spec: Mapping[str, Any], name: str) -> Any:
+    """A value of a format's spec; ``FormatError`` where it is missing."""
+    if name not in spec:
+        raise FormatError(f"format spec {dict(spec)} lacks {name!r}")
+    return spec[name]

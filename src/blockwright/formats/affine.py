@@ -1,0 +1,194 @@
+"""affine: uniform levels from any real start, of 1 to 8 bits, in groups of inputs or rows.
+
+Paper:   the float zero point of Badri and Shaji, "Half-Quadratic Quantization of Large Machine
+         Learning Models", 2023.
+Idea:    W_hat = scale (code - center) + offset, center = 2^(bits - 1).  An integer zero point moves
+         the levels by whole steps only; a real one puts them where they serve best, which is worth
+         most at few bits.  With one bit it is two values of one's choice.
+
+Names:   affine4-g64, affine4-row; 1 to 8 bits, groups of 32, 64, 128 or the row.
+Stored:  weight      uint8, flat, so that plain loading raises: dense ``bits``-bit codes of [O, I]
+         scale       bfloat16 [O, G]
+         offset      bfloat16 [O, G]
+         bias        as it was
+Shapes:  O out features, I in features, T tokens, G = I / group_size (1 for rows).
+Units:   bits per weight = bits + 32 / group_size.
+Kernels: bf16 on CPU, few tokens: the int4 kernel, whose constant is the offset, exactly; resident
+         in 4 bits up to affine4 and in two planes of 4 bits above.  Many tokens, other dtypes or
+         devices, and rows of inputs that no kernel group divides: dequantized in chunks.
+Differs: the stored zero is the value at the middle code in bfloat16, which the kernel adds, not
+         a zero point in units of the scale.  0 need not be a level.
+Raises:  CandidateError for an unknown name, FormatError for a shape or a newer version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from blockwright.errors import CandidateError, FormatError
+from blockwright.formats._grouped import (
+    GROUP_NAME,
+    GROUP_SIZES,
+    GroupedFormat,
+    GroupedLinear,
+    Layout,
+    spec_field,
+)
+from blockwright.formats._spec import check_version
+from blockwright.numerics.grids import OffsetGrid
+from blockwright.numerics.int4_cpu import (
+    Int4Matrix,
+    int4_matrix_bytes,
+    kernel_group,
+    tile_layout,
+)
+from blockwright.numerics.ranges import SCALE_DTYPE, fit_offset, search_offset
+from blockwright.types import FormatLimits, GridSolution, OffsetFormat, Solution
+
+NAME = re.compile(rf"affine(?P<bits>[1-8])-(?P<group>{GROUP_NAME})")
+
+
+class AffineLinear(GroupedLinear):
+    """The packed module."""
+
+    format: AffineFormat  # narrower than the base's
+
+    def decoded(self, codes_RGJ: Tensor, rows: slice | Tensor) -> Tensor:
+        scale, offset = (
+            self.get_buffer(name)[rows].float().unsqueeze(-1) for name in ("scale", "offset")
+        )
+        return (codes_RGJ.float() - (1 << (self.format.bits - 1))) * scale + offset
+
+    def packed_matrix(self) -> Int4Matrix | None:
+        group = self._group()
+        if group is None:
+            return None
+        shape = (self.out_features, self.in_features // group)
+        scale, offset = (self.get_buffer(name).expand(shape) for name in ("scale", "offset"))
+        codes = self._codes(slice(None))
+        return Int4Matrix.with_offset(codes, scale, offset, bits=self.format.bits, group=group)
+
+    def beside_of(self, matrix: Int4Matrix) -> dict[str, Tensor]:
+        groups = self.format.groups(self.in_features)
+        return {
+            "scale": matrix.scale()[:, :groups].contiguous(),
+            "offset": matrix.offsets()[:, :groups].contiguous(),
+        }
+
+    @property
+    def kernel(self) -> str:
+        if self._matrix is None and self._group() is None:
+            return "dequantize"
+        return "int4" if self.format.bits <= 4 else "int4 x 2"
+
+    def _group(self) -> int | None:
+        """The kernel's group, where this machine has a kernel for this weight where it is."""
+        if self.device.type != "cpu" or tile_layout() is None:
+            return None
+        return kernel_group(self.format.group_size, self.in_features)
+
+
+@dataclass(frozen=True)
+class AffineFormat(GroupedFormat, OffsetFormat):
+    """``affine{bits}-{g<group_size>|row}``."""
+
+    bits: int
+    group_size: int
+
+    version: ClassVar[int] = 1
+    default_method: ClassVar[str | None] = "hqq"
+    module = AffineLinear
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(1, 9) or self.group_size not in GROUP_SIZES:
+            raise FormatError(
+                f"affine format of {self.bits} bits in groups of {self.group_size}: allowed are 1"
+                f" to 8 bits and groups of {GROUP_SIZES} (0 = row)"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"affine{self.bits}-" + (f"g{self.group_size}" if self.group_size else "row")
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise CandidateError(
+                f"unknown format {name!r}; did you mean 'affine4-g64'? (affine1 to affine8, then"
+                " -g32, -g64, -g128 or -row)"
+            )
+        return cls(int(match["bits"]), 0 if match["group"] == "row" else int(match["group"][1:]))
+
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        return ("affine1-g64", "affine1-row", "affine3-g32", "affine4-g64", "affine8-g128")
+
+    @property
+    def limits(self) -> FormatLimits:
+        return FormatLimits(
+            in_multiple=self.group_size or 1,
+            packed_on_cpu=tile_layout() is not None,
+            resident_bits=4.0 if self.bits <= 4 else 8.0,
+        )
+
+    @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    def layout(self, out_features: int, groups: int) -> Layout:
+        of_groups = ((out_features, groups), SCALE_DTYPE)
+        return {"scale": of_groups, "offset": of_groups}
+
+    def with_group_size(self, group_size: int) -> Self:
+        return replace(self, group_size=group_size)
+
+    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
+        group = kernel_group(self.group_size, shape[1])
+        if torch.device(device).type != "cpu" or tile_layout() is None or group is None:
+            return self.stored_bytes(shape)
+        return int4_matrix_bytes(shape, bits=self.bits, group=group)
+
+    def fit_grid(
+        self, W_OI: Tensor, *, search: bool = False, importance_I: Tensor | None = None
+    ) -> OffsetGrid:
+        size = self.group_size or W_OI.shape[1]
+        W_OGJ = W_OI.float().reshape(W_OI.shape[0], -1, size)
+        if search:
+            importance_GJ = None if importance_I is None else importance_I.float().view(-1, size)
+            scale, offset = search_offset(W_OGJ, self.bits, importance_GJ)
+        else:
+            scale, offset = fit_offset(W_OGJ, self.bits)
+        return OffsetGrid(scale, offset, 1 << self.bits, self.group_size)
+
+    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> GroupedLinear:
+        if not isinstance(solution, GridSolution) or not isinstance(solution.grid, OffsetGrid):
+            raise TypeError(f"{self.name} stores codes of an OffsetGrid, not {solution}")
+        grid = solution.grid
+        beside = {
+            "scale": grid.scale.to(SCALE_DTYPE, copy=True),
+            "offset": grid.offset.to(SCALE_DTYPE, copy=True),
+        }
+        return self.packed(solution.codes_OI, beside, bias_O, dtype)
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "format": "affine",
+            "version": self.version,
+            "bits": self.bits,
+            "group_size": self.group_size,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        check_version(cls, spec)
+        return cls(spec_field(spec, "bits"), spec_field(spec, "group_size"))
+
+
+FORMAT = AffineFormat
