@@ -1,6 +1,7 @@
 """Frozen values that pass between stages.  Imports no torch."""
 
 from blockwright.types.budget import Budget, parse_size
+from blockwright.types.cache import CacheFormat, KeyGroups, cache_block, cache_site
 from blockwright.types.candidate import DROP, KEEP, Candidate
 from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
@@ -39,6 +40,7 @@ __all__ = [
     "PLAN_VERSION",
     "PROFILE_VERSION",
     "Budget",
+    "CacheFormat",
     "CacheGrowth",
     "Candidate",
     "Choice",
@@ -54,6 +56,7 @@ __all__ = [
     "GridFormat",
     "GridSolution",
     "Group",
+    "KeyGroups",
     "LimitFigures",
     "LinearMethod",
     "MaskedFormat",
@@ -84,6 +87,8 @@ __all__ = [
     "ValueFormat",
     "VariantRecord",
     "Workload",
+    "cache_block",
+    "cache_site",
     "group_site",
     "packed_name",
     "parameter_name",
