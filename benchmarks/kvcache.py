@@ -1,12 +1,13 @@
 """KV caches: what each format costs at 2,048 tokens, and what it holds.
 
 Loss: KL of the next-token distributions to those with an ordinary cache, on held-out text, as if
-every token had been decoded.  Bytes: of a real cache after the model has read the text, and the
-growth of a fresh process that decodes with it (several rows, to stand out of the noise).
+every token had been decoded.  Bytes: of a real cache after the model has read the text, and what
+the process grows by for each of several that are alive.  Time: of one decoded token.
 """
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from blockwright.evaluate import (
     run_to_file,
     time_folder,
 )
+from blockwright.evaluate.loaded import resident_bytes
 from blockwright.kvcache import cache_of, held_bytes
 from blockwright.pipeline.proving import open_fitted
 from blockwright.stream import Inputs
@@ -45,7 +47,7 @@ FORMATS = (
     "bfp4-b16",
 )
 TIMED = ("keep", "int8", "int4", "bfp4")
-CONTEXT, ROWS = 2048, 8
+CONTEXT, ROWS, ALIVE = 2048, 8, 16
 
 
 def run(model: Path, tokens: int, rounds: int) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def run(model: Path, tokens: int, rounds: int) -> dict[str, Any]:
     for name, timed in in_turn(model, rounds).items():
         found[name] |= {
             "decode_ms": timed.least_ns / 1e6,
-            "grown_bytes": timed.resident_bytes - timed.loaded_bytes,
+            "grown_bytes": grown(model, inputs, name),
         }
     return found
 
@@ -89,13 +91,37 @@ def hidden(model: Path, inputs: Inputs, kv: str, scratch: Path) -> FinalHidden:
     return run_to_file(open_fitted(model, kv=kv), inputs, target)
 
 
-@torch.inference_mode()
 def held(model: Path, inputs: Inputs, kv: str) -> int:
     """Bytes of a cache after one text was read, in the stored dtype."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    return held_bytes(filled(load(model), inputs, kv))
+
+
+def grown(model: Path, inputs: Inputs, kv: str) -> int:
+    """Resident bytes that a cache adds to the process, mean of ``ALIVE``."""
+    loaded = load(model)
+    caches = [filled(loaded, inputs, kv)]  # the first one warms up
+    before = resident_now()
+    caches += [filled(loaded, inputs, kv) for _ in range(ALIVE)]
+    return (resident_now() - before) // ALIVE
+
+
+def load(model: Path) -> Any:
+    """The model in its stored dtype."""
+    return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+
+
+@torch.inference_mode()
+def filled(loaded: Any, inputs: Inputs, kv: str) -> Any:
+    """A cache that has read one text."""
     cache = cache_of(loaded.config, kv) or DynamicCache(config=loaded.config)
     loaded(inputs.values[:1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return held_bytes(cache)
+    return cache
+
+
+def resident_now() -> int:
+    """Resident memory once all that was freed is given back."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident_bytes()
 
 
 def in_turn(model: Path, rounds: int) -> dict[str, TimedFolder]:

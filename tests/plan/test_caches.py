@@ -20,53 +20,33 @@ def growth(page_bytes: int) -> CacheGrowth:
     return CacheGrowth(token_bytes=16, window_tokens=16, page_tokens=16, page_bytes=page_bytes)
 
 
+def options_of(index: int, block: str, *, drop: bool) -> list[Option]:
+    """One linear and one cache; later blocks feel more."""
+    bare = Option(site=block, candidate="keep", weights=0, stored_bytes=0, loss=0, resident_bytes=0)
+    linear = replace(bare, site=f"{block}.linear", weights=1000)
+    cache, weight = replace(bare, site=cache_site(block)), 1 + index
+    found = [replace(cache, candidate=n, loss=loss * weight) for n, loss in LOSSES.items()]
+    for name, size in (("keep", 2000), ("int8", 1000)):
+        loss = 0.05 * weight * (name != "keep")
+        found.append(
+            replace(linear, candidate=name, stored_bytes=size, resident_bytes=size, loss=loss)
+        )
+    if drop:
+        held = (linear.site, cache.site)
+        found += [bare, replace(bare, candidate="drop", loss=0.3, contains=held)]
+    return found
+
+
 def problem(drop: bool = False) -> Problem:
-    """Three blocks with one linear and one cache each; later blocks feel more."""
-    options = []
-    for index, block in enumerate(BLOCKS):
-        linear, weight = f"{block}.linear", 1 + index
-        for name, size in (("keep", 2000), ("int8", 1000)):
-            loss = 0.05 * weight * (name != "keep")
-            options.append(
-                Option(
-                    site=linear,
-                    candidate=name,
-                    weights=1000,
-                    stored_bytes=size,
-                    loss=loss,
-                    resident_bytes=size,
-                )
-            )
-        for name, loss in LOSSES.items():
-            options.append(
-                Option(
-                    site=cache_site(block),
-                    candidate=name,
-                    weights=0,
-                    stored_bytes=0,
-                    loss=loss * weight,
-                    resident_bytes=0,
-                )
-            )
-        if drop:
-            held = (linear, cache_site(block))
-            whole = Option(
-                site=block,
-                candidate="keep",
-                weights=0,
-                stored_bytes=0,
-                loss=0.0,
-                resident_bytes=0,
-            )
-            options += [whole, replace(whole, candidate="drop", loss=0.3, contains=held)]
+    """Three blocks."""
+    options = [o for index, b in enumerate(BLOCKS) for o in options_of(index, b, drop=drop)]
+    quantized = {name: growth(size) for name, size in PAGE_BYTES.items()}
     memory = Memory(
         fixed_bytes=10,
         activation_bytes=20,
         activation_tokens=1,
         caches={block: CacheGrowth(token_bytes=16) for block in BLOCKS},
-        quantized={
-            block: {name: growth(size) for name, size in PAGE_BYTES.items()} for block in BLOCKS
-        },
+        quantized=dict.fromkeys(BLOCKS, quantized),
     )
     return Problem(
         model="m",

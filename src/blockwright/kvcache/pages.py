@@ -27,8 +27,8 @@ from blockwright.numerics.minmax import decode_minmax, encode_minmax
 from blockwright.numerics.packing import pack_codes, unpack_codes
 from blockwright.types import CacheFormat, KeyGroups
 
-CHUNK_ELEMENTS = 1 << 20
-"""Numbers coded at a time: bounds the working memory to about 20 MB."""
+CHUNK_ELEMENTS = 1 << 18
+"""Numbers coded at a time: bounds the working memory to about 5 MB."""
 PAGE_AXIS = 2
 
 
