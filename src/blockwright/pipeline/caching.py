@@ -7,7 +7,7 @@ there is none under a limit on speed.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockwright.evaluate import FinalHidden
 from blockwright.kvcache import quantizable_layers
@@ -104,14 +104,22 @@ def caches_on_offer(run: Run) -> list[CacheOffer]:
 def cache_options(run: Run, offer: CacheOffer, original: FinalHidden) -> list[Option]:
     """Keep a block's cache, or quantize it: what that alone costs when every token is decoded."""
 
-    def option(candidate: str, loss: float) -> Option:
-        return Option(site=offer.site, candidate=candidate, weights=0, stored_bytes=0, loss=loss)
-
-    found = [option(str(KEEP), 0.0)]
-    for format in offer.formats:
-        choice = Choice(candidate=format.name, stored_bytes=0, loss=0.0)
-        found.append(option(format.name, measure_change(run, {offer.site: choice}, original)))
+    found = []
+    for option in declared_caches(offer):
+        choice = Choice(candidate=option.candidate, stored_bytes=0, loss=0.0)
+        kept = option.candidate == str(KEEP)
+        loss = 0.0 if kept else measure_change(run, {offer.site: choice}, original)
+        found.append(replace(option, loss=loss))
     return found
+
+
+def declared_caches(offer: CacheOffer) -> list[Option]:
+    """The options of a block's cache, their losses unknown."""
+    names = [str(KEEP), *(format.name for format in offer.formats)]
+    return [
+        Option(site=offer.site, candidate=name, weights=0, stored_bytes=0, loss=0.0)
+        for name in names
+    ]
 
 
 def cache_notes(run: Run, problem: Problem, plan: Plan) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from blockwright.pipeline.caching import (
     CacheOffer,
     cache_options,
     caches_on_offer,
+    declared_caches,
     unavailable_caches,
 )
 from blockwright.pipeline.curvature import output_moments
@@ -144,6 +145,7 @@ def declared_problem(run: Run) -> Problem:
             )
             options += [_option(run, site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
+    options += [option for offer in caches_on_offer(run) for option in declared_caches(offer)]
     return _problem(run, options)
 
 
