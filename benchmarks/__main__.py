@@ -1,5 +1,5 @@
-"""``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] --out DIR``:
-JSON, with the machine's description.
+"""``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] [kvcache]
+--out DIR``: JSON, with the machine's description.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibration, decode, memory, price, quality, speedup
+from benchmarks import calibration, decode, kvcache, memory, price, quality, speedup
 from blockwright.machine import describe_machine
 from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 """What ``make bench`` runs."""
-MORE = ("calibration",)
+MORE = ("calibration", "kvcache")
 """What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
@@ -33,6 +33,8 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         preset = Preset(arguments.preset)
         options = (arguments.out, arguments.model, arguments.seeds, preset)
         return quality.run(*options, heal=arguments.heal)
+    if which == "kvcache":
+        return kvcache.run(arguments.model, arguments.tokens, arguments.rounds)
     return price.run(arguments.out) if which == "price" else calibration.run(arguments.out)
 
 

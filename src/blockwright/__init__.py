@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from blockwright.api import evaluate_model as evaluate_model
     from blockwright.api import generate_text as generate_text
     from blockwright.api import inspect_model as inspect_model
+    from blockwright.api import kv_cache as kv_cache
     from blockwright.api import profile_model as profile_model
     from blockwright.fitting import fit as fit
     from blockwright.fitting import fit_recipe as fit_recipe
@@ -34,7 +35,8 @@ __version__ = "0.1.0"
 _HOMES = {
     **dict.fromkeys(("fit", "fit_recipe", "price"), "blockwright.fitting"),
     **dict.fromkeys(
-        ("evaluate_model", "inspect_model", "generate_text", "profile_model"), "blockwright.api"
+        ("evaluate_model", "inspect_model", "generate_text", "kv_cache", "profile_model"),
+        "blockwright.api",
     ),
     **dict.fromkeys(
         ("Budget", "FitResult", "Phase", "Plan", "Profile", "Workload"), "blockwright.types"
@@ -54,6 +56,7 @@ __all__ = [
     "fit_recipe",
     "generate_text",
     "inspect_model",
+    "kv_cache",
     "price",
     "profile_model",
 ]

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
-from blockwright.anatomy import build_skeleton
+from blockwright.anatomy import Skeleton, build_skeleton
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
 from blockwright.evaluate import Loading, ask_fresh_process, measure, run_to_file
-from blockwright.machine import measure_profile
+from blockwright.kvcache import Formats, cache_of, chosen_formats, own_layers
+from blockwright.machine import count_memory, measure_profile
 from blockwright.pipeline.opening import check_device
 from blockwright.pipeline.presets import CANDIDATES, HELDOUT_TOKENS, LONGEST_SEQUENCE
 from blockwright.pipeline.proving import (
@@ -28,7 +30,7 @@ from blockwright.pipeline.weighing import packed_formats
 from blockwright.progress import Progress, SilentProgress, Stage
 from blockwright.stream import Inputs, Stream
 from blockwright.texts import load_tokenizer, read_documents, tokenize
-from blockwright.types import Candidate, Profile, Quality, SiteKind, Workload
+from blockwright.types import KEEP, Candidate, Profile, Quality, SiteKind, Workload
 
 
 def evaluate_model(
@@ -36,6 +38,7 @@ def evaluate_model(
     *,
     eval_text: Path,
     against: str | None = None,
+    kv: str | None = None,
     eval_tokens: int | None = None,
     sequence_length: int | None = None,
     revision: str | None = None,
@@ -47,6 +50,9 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Quality on a text (against an original, if named), bytes, speed and memory.
 
+    ``kv``: format of the KV cache, as if every token had been decoded with it; without ``against``
+    the distance is from the same model with an ordinary cache.  None: as the folder says.
+
     Perplexity, KL divergence and agreement are computed in fp32, block by block from disk; speed
     is that of a fresh process that loads the folder in its stored dtype.
     """
@@ -54,11 +60,15 @@ def evaluate_model(
     check_device(device)
     progress = progress or SilentProgress()
     folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
-    stream = open_fitted(folder, trust_remote_code, device)
+    stream = open_fitted(folder, trust_remote_code, device, kv)
     if stream.skeleton.task == "vision":
         raise ModelError(f"{model}: evaluate needs a text model")
     if stream.skeleton.task != "causal-lm" and against is None:
         raise ModelError(f"{model} has no language head: name its original with --against")
+    formats = chosen_formats(stream.skeleton.config, kv)
+    other = _open_compared(folder if formats else None, against, trust_remote_code, device)
+    if other is not None and other.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
+        raise TextError(f"{against} has another vocabulary than {model}; name its original")
     limit = getattr(stream.skeleton.config, "max_position_embeddings", None) or LONGEST_SEQUENCE
     tokens = tokenize(
         read_documents(eval_text),
@@ -70,29 +80,51 @@ def evaluate_model(
         name=str(eval_text),
     )
     inputs = Inputs.of_tokens(tokens.ids)
-    other = None
-    if against is not None:
-        path = resolve_model(against, None, trust_remote_code=trust_remote_code).path
-        other = open_fitted(path, trust_remote_code, device)
-        if other.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
-            raise TextError(f"{against} has another vocabulary than {model}; name its original")
+    if note := own_layers(stream.skeleton.config, formats):
+        progress.note(note)
     progress.note(tokens.description)
     quality = _measure_quality(stream, other, inputs, progress)
+    loading = Loading(
+        folder=folder,
+        task=stream.skeleton.task,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        kv=kv,
+    )
     size = Checkpoint.open(folder).total_file_bytes
     with progress.stage("measure speed", expected_seconds=fresh_seconds(size, 1)):
-        loading = Loading(
-            folder=folder,
-            task=stream.skeleton.task,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
         speed = ask_fresh_process(loading, speed_ids=tokens.ids[0, :SPEED_PREFILL_TOKENS]).speed
     return {
         "model": model,
         **asdict(quality),
         "size_bytes": size,
         **(asdict(speed) if speed else {}),
+        **_cache_figures(stream.skeleton, formats, tokens.sequence_length),
         "sequence_length": tokens.sequence_length,
+    }
+
+
+def _open_compared(
+    own: Path | None, against: str | None, trust_remote_code: bool, device: str
+) -> Stream | None:
+    """What a model is compared with, with an ordinary KV cache: its original, else itself."""
+    path = own
+    if against is not None:
+        path = resolve_model(against, None, trust_remote_code=trust_remote_code).path
+    return None if path is None else open_fitted(path, trust_remote_code, device, kv=str(KEEP))
+
+
+def _cache_figures(skeleton: Skeleton, formats: Formats, context: int) -> dict[str, Any]:
+    """Bytes of the KV cache of one text, and of an ordinary one in the stored dtype."""
+    if not formats:
+        return {}
+    found = {format.name: format for format in formats.values()}
+    memory = count_memory(skeleton, list(found.values()))
+    named = {f"{skeleton.block_path}.{index}": f.name for index, f in formats.items()}
+    return {
+        "kv_cache": ", ".join(sorted(found)),
+        "kv_cache_bytes": memory.cache_bytes(context, named),
+        "kv_cache_bytes_ordinary": memory.cache_bytes(context),
     }
 
 
@@ -151,6 +183,7 @@ def generate_text(
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
+    kv: str | None = None,
     revision: str | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -158,25 +191,33 @@ def generate_text(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Continue a prompt with a KV cache; temperature 0 takes the most likely token."""
+    """Continue a prompt with a KV cache; temperature 0 takes the most likely token.
+
+    ``kv``: format of the cache (``int4``), ``keep`` for an ordinary one; None: as the folder says.
+    """
     from transformers import AutoModelForCausalLM
 
     set_threads(threads)
     check_device(device)
     torch.manual_seed(seed)
+    progress = progress or SilentProgress()
     source = resolve_model(model, revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source.path, trust_remote_code=trust_remote_code)
-    if build_skeleton(source.path, trust_remote_code=trust_remote_code).task != "causal-lm":
+    skeleton = build_skeleton(source.path, trust_remote_code=trust_remote_code)
+    if skeleton.task != "causal-lm":
         raise ModelError(f"{model} has no language head: it cannot generate")
+    formats = chosen_formats(skeleton.config, kv)
+    if note := own_layers(skeleton.config, formats):
+        progress.note(note)
     encoded = tokenizer(prompt, return_tensors="pt").to(device)
     if encoded["input_ids"].shape[1] == 0:
         raise TextError("the prompt is empty; give at least one token")
-    progress = progress or SilentProgress()
     size = Checkpoint.open(source.path).total_file_bytes
     with progress.stage("load the model", expected_seconds=size / LOAD_BYTES_PER_SECOND):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.path, dtype="auto", trust_remote_code=trust_remote_code
         ).to(device)
+    cache = cache_of(loaded.config, kv)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     with progress.stage("generate", max_new_tokens, "tokens") as stage:
         output = loaded.generate(
@@ -185,10 +226,21 @@ def generate_text(
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             streamer=_Told(stage),
+            **({} if cache is None else {"past_key_values": cache}),
             **(sampling or {"do_sample": False}),
         )
     new_tokens = output[0, encoded["input_ids"].shape[1] :]
     return str(tokenizer.decode(new_tokens, skip_special_tokens=True))
+
+
+def kv_cache(model: Any, kv: str | None = None) -> Any:
+    """An empty KV cache for one ``model.generate(past_key_values=...)`` of transformers.
+
+    ``model``: a loaded model; ``kv``: a format (``int4``), ``keep`` for an ordinary cache; None: as
+    the fitted folder says, ordinary where it says nothing.
+    """
+    cache = cache_of(model.config, kv)
+    return DynamicCache(config=model.config) if cache is None else cache
 
 
 class _Told:

@@ -26,14 +26,15 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": {"numerics"},
     "methods": {"numerics", "tuning"},
     "capture": {"stream", "numerics"},
-    "evaluate": {"stream", "numerics"},
-    "machine": {"checkpoint", "anatomy", "formats", "stream"},
+    "evaluate": {"stream", "numerics", "kvcache"},
+    "machine": {"checkpoint", "anatomy", "formats", "stream", "kvcache"},
     "library": {"numerics"},
     "assemble": {"checkpoint", "anatomy", "formats"},
     "loading": {"checkpoint", "anatomy", "formats"},
     "refine": {"stream", "tuning"},
     "heal": {"stream", "tuning"},
     "attention": {"numerics"},
+    "kvcache": {"numerics"},
 }
 SPECIAL: dict[str, set[str]] = {
     "errors": set(),

@@ -10,7 +10,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 from blockwright.anatomy import build_skeleton, skeleton_of_config
 from blockwright.errors import ModelError
 from blockwright.formats import FormatLinear
+from blockwright.kvcache import formats_for, quantizable_layers, quantized_cache
+from blockwright.kvcache import held_bytes as held_cache_bytes
 from blockwright.machine import count_memory
+from blockwright.types import CacheFormat
 from tests.conftest import ModelFolder
 from tests.models import KINDS, random_model, tiny_config
 
@@ -61,6 +64,27 @@ def test_caches_are_those_of_the_model(kind: str, tokens: int) -> None:
     layers = cache.layers if cache is not None else []
     real = [sum(t.untyped_storage().nbytes() for t in (la.keys, la.values)) for la in layers]
     assert [growth.at(tokens) for growth in memory.caches.values()] == real
+
+
+QUANTIZED = ("int8@page=8,window=0", "int4@keys=token,page=8,sort=true,window=4", "bfp4-b8@page=8")
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_quantized_caches_are_counted_as_they_are_held(kind: str) -> None:
+    model, config = random_model(kind), tiny_config(kind)
+    formats = [CacheFormat.parse(name) for name in QUANTIZED]
+    memory = count_memory(skeleton_of_config(config), formats)
+    for format in formats:
+        layers = quantizable_layers(model.config, format)
+        stands = [format.name in found for found in memory.quantized.values()]
+        assert [index for index, stood in enumerate(stands) if stood] == list(layers)
+        for tokens in (2, 9, 17, 23, 40, 57) if layers else ():
+            cache = quantized_cache(model.config, formats_for(model.config, format))
+            with torch.no_grad():
+                for ids in torch.arange(tokens)[None].split([tokens - 1, 1], 1):
+                    model(ids, past_key_values=cache, use_cache=True)
+            named = {name: format.name for name, f in memory.quantized.items() if format.name in f}
+            assert memory.cache_bytes(tokens, named) == held_cache_bytes(cache)
 
 
 def test_an_encoder_has_no_cache() -> None:

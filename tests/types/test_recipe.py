@@ -71,6 +71,7 @@ def test_every_field_of_the_request_is_in_recipes_or_named_as_left_out() -> None
         calibration=Path("c"),
         eval_text=Path("e"),
         plan=Path("p"),
+        kv=("int8",),
         profile=Path("q"),
         sampled_share=0.25,
         revision="r",

@@ -55,6 +55,8 @@ class Layout:
     """Blocks that stay, in order."""
     unused: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)
     """Checkpoint tensors that no parameter uses (another task's head): copied as they are."""
+    caches: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Block -> spec of its KV cache."""
 
     @cached_property
     def packed_sites(self) -> dict[str, list[Site]]:
@@ -240,12 +242,15 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
     if len(layout.kept_blocks) < layout.skeleton.num_blocks:
         config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
     config.pop("quantization_config", None)
-    if layout.specs:
+    if layout.specs or layout.caches:
         sites = {layout.renamed(site): dict(spec) for site, spec in layout.specs.items()}
+        kept = list(layout.kept_blocks)
+        caches = {str(kept.index(b)): dict(spec) for b, spec in layout.caches.items() if b in kept}
         config["quantization_config"] = {
             "quant_method": "blockwright",
             "version": 1,
             "sites": sites,
+            **({"cache": caches} if caches else {}),
         }
     return config
 

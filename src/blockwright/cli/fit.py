@@ -28,6 +28,7 @@ def fit(
     phase: options.PhaseOption = Phase.DECODE,
     batch: options.Batch = 1,
     context: options.Context = DEFAULT_CONTEXT,
+    kv: options.KvFormats = None,
     profile: options.ProfileFile = None,
     calibration: Annotated[
         Path | None,
@@ -105,6 +106,7 @@ def fit(
         eval_text=eval_text,
         library=library,
         plan=plan,
+        kv=options.read_candidates(kv),
         profile=profile,
         revision=revision,
         seed=seed,

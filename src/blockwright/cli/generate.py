@@ -19,6 +19,7 @@ def generate(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the most likely token every time.")
     ] = 0.0,
+    kv: options.KvFormat = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     device: options.Device = "cpu",
@@ -37,6 +38,7 @@ def generate(
             prompt,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            kv=kv,
             revision=revision,
             seed=seed,
             threads=threads,

@@ -64,6 +64,20 @@ EvalText = Annotated[
 ]
 EvalTokens = Annotated[int | None, typer.Option(min=2, help="Tokens of held-out text to use.")]
 SequenceLength = Annotated[int | None, typer.Option(min=2, help="Tokens per sequence.")]
+KvFormats = Annotated[
+    str | None,
+    typer.Option(
+        help="Formats that KV caches may take under --ram, as A,B,... or keep for none "
+        "(default: int8,int4)."
+    ),
+]
+KvFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="Format of the KV cache: int8, int4, bfp4 ..., or keep for an ordinary one "
+        "(default: as the folder says)."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]

@@ -36,6 +36,8 @@ class Loading:
     task: str
     device: str = "cpu"
     trust_remote_code: bool = False
+    kv: str | None = None
+    """Format of the KV cache; None: as the folder says."""
 
 
 @dataclass(frozen=True)

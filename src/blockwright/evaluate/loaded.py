@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import blockwright  # noqa: F401 - registers the quantizer
+from blockwright.kvcache import cache_of
 
 PREFILL_RUNS = 3
 
@@ -47,7 +48,8 @@ def speed(request: dict[str, Any]) -> dict[str, Any]:
     ids = torch.tensor([request["ids"]], device=request["device"])
     causal = request["task"] == "causal-lm"
     prefill = min(_seconds(lambda: model(input_ids=ids)) for _ in range(PREFILL_RUNS))
-    decode = _decode_seconds(model, ids, request["decode_tokens"]) if causal else None
+    cache = cache_of(model.config, request["kv"]) if causal else None
+    decode = _decode_seconds(model, ids, request["decode_tokens"], cache) if causal else None
     return {
         "prefill_tokens_per_second": ids.shape[1] / prefill,
         "decode_tokens_per_second": 1 / decode if decode else None,
@@ -56,9 +58,9 @@ def speed(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decode_seconds(model: Any, ids: torch.Tensor, steps: int) -> float:
+def _decode_seconds(model: Any, ids: torch.Tensor, steps: int, cache: Any) -> float:
     """Least seconds per token over ``steps`` greedy steps with a KV cache."""
-    outputs = model(input_ids=ids, use_cache=True)
+    outputs = model(input_ids=ids, past_key_values=cache, use_cache=True)
     best = float("inf")
     for _ in range(steps):
         following = outputs.logits[:, -1:].argmax(-1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from blockwright.evaluate.loaded import load, resident_bytes
+from blockwright.kvcache import cache_of
 from blockwright.stream import fill_cache
 
 
@@ -27,7 +28,8 @@ def run(request: dict[str, Any]) -> dict[str, int]:
     ids = torch.ones(shape, dtype=torch.long, device=request["device"])
     options = _options(model, request["task"] == "causal-lm")
     if decode:
-        cache = model(input_ids=ids, **options).past_key_values
+        cache = cache_of(model.config, request["kv"])
+        cache = model(input_ids=ids, past_key_values=cache, **options).past_key_values
         fill_cache(cache, request["context"])
         options["past_key_values"] = cache
     least = _least_ns(lambda: model(input_ids=ids, **options), request)

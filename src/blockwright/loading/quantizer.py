@@ -32,9 +32,12 @@ class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self,
         sites: Mapping[str, Mapping[str, Any]] | None = None,
         version: int = CONFIG_VERSION,
+        cache: Mapping[str, Mapping[str, Any]] | None = None,
         **rest: Any,
     ) -> None:
-        """``sites``: site id -> format spec."""
+        """``sites``: site id -> format spec; ``cache``: layer -> spec of its KV cache, which
+        ``generate`` of Blockwright uses by default.
+        """
         if version > CONFIG_VERSION:
             raise FormatError(
                 f"this folder has config version {version}, this Blockwright reads up to"
@@ -43,9 +46,16 @@ class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method = QUANT_METHOD
         self.version = version
         self.sites = dict(sites or {})
+        self.cache = dict(cache or {})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": QUANT_METHOD, "version": self.version, "sites": self.sites}
+        held = {"cache": self.cache} if self.cache else {}
+        return {
+            "quant_method": QUANT_METHOD,
+            "version": self.version,
+            "sites": self.sites,
+            **held,
+        }
 
 
 class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]

@@ -10,6 +10,8 @@ activations  most bytes alive at once while ``ACTIVATION_TOKENS`` tokens are rea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +23,14 @@ from transformers import DynamicCache
 
 from blockwright.anatomy import Skeleton
 from blockwright.errors import ModelError
+from blockwright.kvcache import (
+    QuantizedLayer,
+    SlidingQuantizedLayer,
+    formats_for,
+    quantized_cache,
+)
 from blockwright.machine.hollow import Hollow, hollow_model
-from blockwright.types import CacheGrowth, Memory
+from blockwright.types import CacheFormat, CacheGrowth, Memory
 
 ACTIVATION_TOKENS = 512
 """Tokens of a prompt that are read at once."""
@@ -32,16 +40,21 @@ LONG = 1 << 20
 """Tokens at which a sliding window is surely full."""
 
 
-def count_memory(skeleton: Skeleton) -> Memory:
-    """Raises ``ModelError`` for a model that cannot be run without its weights."""
+def count_memory(skeleton: Skeleton, formats: Sequence[CacheFormat] = ()) -> Memory:
+    """``formats``: those on offer for KV caches.
+
+    Raises ``ModelError`` for a model that cannot be run without its weights.
+    """
     try:
         hollow = hollow_model(skeleton)
         tokens = min(ACTIVATION_TOKENS, longest_context(skeleton))
+        seen = _one_token(hollow) if skeleton.task == "causal-lm" else {}
         return Memory(
             fixed_bytes=_fixed_bytes(hollow),
             activation_bytes=_most_alive(hollow, tokens) + UNPACKING_BYTES,
             activation_tokens=tokens,
-            caches=_caches(hollow) if skeleton.task == "causal-lm" else {},
+            caches=_caches(hollow, seen),
+            quantized=_quantized(hollow, seen, formats),
         )
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
@@ -122,9 +135,13 @@ class _RecordingCache(DynamicCache):  # type: ignore[misc]
         return found
 
 
+Seen = dict[int, tuple[Tensor, Tensor]]
+"""Layer -> keys and values of one token, on ``meta``."""
+
+
 @torch.no_grad()
-def _caches(hollow: Hollow) -> dict[str, CacheGrowth]:
-    """Growth of every block's cache."""
+def _one_token(hollow: Hollow) -> Seen:
+    """What every layer of the cache is given."""
     config = hollow.model.config
     recorded = _RecordingCache(config)
     one_token = torch.zeros(1, 1, dtype=torch.long)
@@ -134,10 +151,34 @@ def _caches(hollow: Hollow) -> dict[str, CacheGrowth]:
         raise ModelError(
             f"{config.model_type}: its cache does not hold keys and values block by block"
         )
-    return {
-        f"{hollow.skeleton.block_path}.{index}": _growth(config, index, *recorded.seen[index])
-        for index in sorted(recorded.seen)
-    }
+    return dict(sorted(recorded.seen.items()))
+
+
+def _caches(hollow: Hollow, seen: Seen) -> dict[str, CacheGrowth]:
+    """Growth of every block's cache."""
+    config, path = hollow.model.config, hollow.skeleton.block_path
+    return {f"{path}.{index}": _growth(config, index, *states) for index, states in seen.items()}
+
+
+def _quantized(
+    hollow: Hollow, seen: Seen, formats: Sequence[CacheFormat]
+) -> dict[str, dict[str, CacheGrowth]]:
+    """Growth of every cache in every format that can hold it."""
+    config, path = hollow.model.config, hollow.skeleton.block_path
+    found: dict[str, dict[str, CacheGrowth]] = {f"{path}.{index}": {} for index in seen}
+    for format in formats if seen else ():
+        layers = quantized_cache(config, formats_for(config, format, required=False)).layers
+        for index, layer in enumerate(layers):
+            if index in seen and isinstance(layer, QuantizedLayer):
+                found[f"{path}.{index}"][format.name] = _in_format(layer, *seen[index])
+    return found
+
+
+def _in_format(layer: QuantizedLayer, keys: Tensor, values: Tensor) -> CacheGrowth:
+    channels = keys.shape[-1], values.shape[-1]
+    growth = layer.format.growth(keys.shape[1], channels, keys.element_size())
+    slides = isinstance(layer, SlidingQuantizedLayer)
+    return replace(growth, most_tokens=layer.sliding_window - 1) if slides else growth
 
 
 def _growth(config: Any, index: int, keys: Tensor, values: Tensor) -> CacheGrowth:

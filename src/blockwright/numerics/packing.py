@@ -58,8 +58,11 @@ def _row_chunks(out_features: int, words: int) -> list[slice]:
 
 def _to_bytes(codes: Tensor, bits: int) -> Tensor:
     """[..., 8] codes -> [..., bits] bytes."""
-    if bits == 8:
-        return codes
+    if 8 % bits == 0:  # whole codes in every byte
+        packed = torch.zeros_like(codes[..., :bits])
+        for position in range(8 // bits):
+            packed |= codes[..., position :: 8 // bits] << (bits * position)
+        return packed
     word = torch.zeros(codes.shape[:-1], dtype=torch.int64, device=codes.device)
     for position in range(8):
         word |= codes[..., position].to(torch.int64) << (bits * position)
@@ -70,9 +73,12 @@ def _to_bytes(codes: Tensor, bits: int) -> Tensor:
 
 def _from_bytes(chunk: Tensor, bits: int) -> Tensor:
     """[..., bits] bytes -> [..., 8] codes."""
+    mask = (1 << bits) - 1
+    if 8 % bits == 0:
+        whole = [(chunk >> (bits * position)) & mask for position in range(8 // bits)]
+        return torch.stack(whole, dim=-1).flatten(-2)
     word = torch.zeros(chunk.shape[:-1], dtype=torch.int64, device=chunk.device)
     for byte in range(bits):
         word |= chunk[..., byte].to(torch.int64) << (8 * byte)
-    mask = (1 << bits) - 1
     codes = [((word >> (bits * position)) & mask).to(torch.uint8) for position in range(8)]
     return torch.stack(codes, dim=-1)

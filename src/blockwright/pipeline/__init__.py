@@ -9,6 +9,7 @@ import time
 
 from blockwright.assemble import unfinished_folder
 from blockwright.pipeline.building import build_library
+from blockwright.pipeline.caching import cache_notes
 from blockwright.pipeline.curvature import sensitivity_note
 from blockwright.pipeline.editing import adopt_plan
 from blockwright.pipeline.healing import heal_plan
@@ -50,6 +51,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     chosen = refine_plans(run, timed.chosen)
     plan, uniform = heal_plan(run, chosen.plan), chosen.uniform
     notes = (*notes, sensitivity_note(run), *weighed.notes, *timed.notes)
+    notes += cache_notes(run, problem, plan)
     with unfinished_folder(request.out) as folder:
         write_folder(run, plan, folder)
         proof = prove(run, folder, uniform)

@@ -52,19 +52,21 @@ def pair_of(blocks: tuple[Site, Site], loss: float) -> Pair:
     return Pair(sites=(first.id, second.id), candidates=(str(DROP), str(DROP)), loss=loss)
 
 
-def drop_options(run: Run, site: Site, loss: float, grouped: Collection[str]) -> list[Option]:
-    """Keep or drop a block; dropped, its norms go as well.  ``grouped``: groups on offer."""
+def drop_options(run: Run, site: Site, loss: float, held: Collection[str]) -> list[Option]:
+    """Keep or drop a block; dropped, its norms go as well.  ``held``: groups and KV caches on
+    offer.
+    """
     if site.block is None:
         raise ValueError(f"{site.id} is no block")
     inner = [s.id for s in run.skeleton.block_sites(site.block) if s.parameter]
-    groups = sorted(name for name in grouped if name.startswith(f"{site.id}."))
+    others = sorted(name for name in held if name.startswith(f"{site.id}."))
     drop = Option(
         site=site.id,
         candidate=str(DROP),
         weights=0,
         stored_bytes=0,
         loss=loss,
-        contains=(*inner, *groups),
+        contains=(*inner, *others),
         other_bytes=-run.skeleton.bytes_beside_sites(site.block),
     )
     return [left_to_parts(site), drop]

@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from blockwright.evaluate import FinalHidden, measure, run_to_file
+from blockwright.kvcache import decoded
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
 from blockwright.stream import Inputs, Stream, Substituted
 from blockwright.texts import TokenSet
-from blockwright.types import Choice, Plan, Quality, Site, SiteKind
+from blockwright.types import (
+    KEEP,
+    CacheFormat,
+    Choice,
+    Plan,
+    Quality,
+    Site,
+    SiteKind,
+    cache_block,
+)
 
 
 def loss_of(quality: Quality) -> float:
@@ -108,7 +118,18 @@ def plan_stream(run: Run, plan: Plan, dtype: torch.dtype = torch.float32) -> Str
         return placement.module(site).dequantize() if site.id in placement.keys else None
 
     weights = Substituted(placement.source(), run.skeleton.sites, weight_at)
-    return run.stream(weights, dtype, kept_blocks(run, plan))
+    around = decoded(planned_caches(plan))
+    return run.stream(weights, dtype, kept_blocks(run, plan), around)
+
+
+def planned_caches(plan: Plan) -> dict[int, CacheFormat]:
+    """Block -> format of its KV cache, where the plan chose one."""
+    found = {}
+    for site, choice in plan.choices.items():
+        index = cache_block(site).rpartition(".")[2]
+        if index.isdecimal() and choice.candidate != str(KEEP):
+            found[int(index)] = CacheFormat.parse(choice.candidate)
+    return found
 
 
 def kept_blocks(run: Run, plan: Plan) -> list[int]:

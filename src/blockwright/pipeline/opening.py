@@ -22,8 +22,17 @@ from blockwright.pipeline.presets import candidates_of
 from blockwright.pipeline.texts import Texts, open_texts
 from blockwright.progress import Progress, SilentProgress
 from blockwright.registry import is_scaled, resolve
-from blockwright.stream import BATCH_TOKENS, Inputs, Stream, WeightSource
-from blockwright.types import KEEP, Candidate, FitRequest, PackedFormat, Plan, Site, SiteKind
+from blockwright.stream import BATCH_TOKENS, Around, Inputs, Stream, WeightSource
+from blockwright.types import (
+    KEEP,
+    CacheFormat,
+    Candidate,
+    FitRequest,
+    PackedFormat,
+    Plan,
+    Site,
+    SiteKind,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Run:
         weights: WeightSource | None = None,
         dtype: torch.dtype = torch.float32,
         blocks: list[int] | None = None,
+        around: Around | None = None,
     ) -> Stream:
         """The original block by block, or with other weights."""
         return Stream(
@@ -88,6 +98,7 @@ class Run:
             dtype=dtype,
             device=self.request.device,
             blocks=blocks,
+            around=around,
         )
 
     @property
@@ -187,6 +198,7 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
     candidates = tuple(map(Candidate.parse, request.candidates)) or candidates_of(request.preset)
     for candidate in candidates:
         resolve(candidate)
+    check_caches(request)
     if len(set(map(str, candidates))) < len(candidates):
         raise CandidateError(f"candidates {', '.join(map(str, candidates))}: one is named twice")
     torch.set_num_threads(request.threads or len(os.sched_getaffinity(0)))
@@ -206,6 +218,19 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
         candidates=candidates,
         edited=Plan.read(request.plan) if request.plan else None,
     )
+
+
+def check_caches(request: FitRequest) -> None:
+    """Raise ``CandidateError`` or ``BudgetError`` for formats of KV caches that cannot stand."""
+    for text in request.kv:
+        if text != str(KEEP):
+            CacheFormat.parse(text)
+    budget = request.budget
+    if request.kv and budget is not None and budget.ram_bytes is None:
+        raise BudgetError(
+            "--kv: formats of KV caches are chosen under a limit on memory; give --ram and"
+            " --context, or leave --kv out"
+        )
 
 
 def check_device(device: str) -> None:

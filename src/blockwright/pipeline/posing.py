@@ -13,6 +13,13 @@ from torch import Tensor
 
 from blockwright.library.group import member_errors
 from blockwright.pipeline.building import Built
+from blockwright.pipeline.caching import (
+    CacheOffer,
+    cache_options,
+    caches_on_offer,
+    declared_caches,
+    unavailable_caches,
+)
 from blockwright.pipeline.curvature import output_moments
 from blockwright.pipeline.dropping import (
     drop_options,
@@ -62,9 +69,11 @@ def pose_problem(run: Run, built: Built) -> Posed:
     options += [_option(run, site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
     blocks, unavailable = droppable(run)
-    measured, pairs = _measured(run, tables, blocks, {option.site for option in groups})
+    caches = caches_on_offer(run)
+    measured, pairs = _measured(run, tables, blocks, caches, {o.site for o in groups})
     problem = _problem(run, [*options, *groups, *measured])
     problem = replace(problem, loss_unit=loss_unit(run), pairs=tuple(pairs))
+    unavailable |= unavailable_caches(run)
     return Posed(problem, {**built.unavailable, **unavailable})
 
 
@@ -72,16 +81,21 @@ def _measured(
     run: Run,
     tables: Sequence[tuple[Site, VariantRecord]],
     blocks: Sequence[Site],
+    caches: Sequence[CacheOffer],
     grouped: Collection[str],
 ) -> tuple[list[Option], list[Pair]]:
-    """Tables and dropped blocks, each by what it costs alone; neighbours by what both cost."""
+    """Tables, dropped blocks and KV caches, each by what it costs alone; neighbours by what both
+    cost.
+    """
     adjacent, options, pairs = neighbours(blocks), list[Option](), list[Pair]()
-    if not tables and not blocks:
+    if not tables and not blocks and not caches:
         return options, pairs
+    held = {*grouped, *(offer.site for offer in caches)}
     inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
     original = original_of_calibration(run, inputs)
-    changes = len(tables) + len(blocks) + len(adjacent)
-    with run.progress.stage("measure tables and blocks", changes) as stage:
+    formats = sum(len(offer.formats) for offer in caches)
+    changes = len(tables) + len(blocks) + len(adjacent) + formats
+    with run.progress.stage("measure tables, blocks and caches", changes) as stage:
         for site, record in tables:
             choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
             loss = measure_change(run, {site.id: choice}, original)
@@ -90,12 +104,15 @@ def _measured(
         dropped: dict[str, float] = {}
         for site in blocks:
             dropped[site.id] = loss_without(run, [site], original)
-            options += drop_options(run, site, dropped[site.id], grouped)
+            options += drop_options(run, site, dropped[site.id], held)
             stage.advance()
         for both in adjacent:
             together = loss_without(run, both, original)
             pairs.append(pair_of(both, together - sum(dropped[site.id] for site in both)))
             stage.advance()
+        for offer in caches:
+            options += cache_options(run, offer, original)
+            stage.advance(len(offer.formats))
     return options, pairs
 
 
@@ -128,6 +145,7 @@ def declared_problem(run: Run) -> Problem:
             )
             options += [_option(run, site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
+    options += [option for offer in caches_on_offer(run) for option in declared_caches(offer)]
     return _problem(run, options)
 
 

@@ -7,6 +7,7 @@ import shutil
 
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
+from blockwright.pipeline.caching import caches_on_offer
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REFINED, REVERSE_TOKENS, ROUNDS
@@ -113,9 +114,10 @@ def _healing_seconds(run: Run, costs: UnitCosts) -> float:
 
 
 def _changes_seconds(run: Run, costs: UnitCosts) -> float:
-    """Tables and dropped blocks, each measured by itself on some calibration text."""
+    """Tables, dropped blocks and KV caches, each measured by itself on some calibration text."""
     changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
     changes += run.skeleton.num_blocks * (DROP in run.candidates)
+    changes += sum(len(offer.formats) for offer in caches_on_offer(run))
     if not changes:
         return 0.0
     tokens = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset]).values.numel()

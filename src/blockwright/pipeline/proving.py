@@ -15,11 +15,17 @@ from blockwright.assemble import Layout, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
-from blockwright.pipeline.measuring import kept_blocks, measure_plan, original_on
+from blockwright.kvcache import chosen_formats, decoded
+from blockwright.pipeline.measuring import (
+    kept_blocks,
+    measure_plan,
+    original_on,
+    planned_caches,
+)
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.placing import Placement
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
-from blockwright.types import Plan, Quality, Speed
+from blockwright.types import KEEP, Plan, Quality, Speed
 
 RELOAD_ROWS, RELOAD_TOKENS = 2, 64
 RELOAD_TOLERANCE = 1e-3
@@ -55,7 +61,8 @@ def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     checkpoint = run.original.checkpoint
     names = run.original.parameters.unused
     unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
-    layout = Layout(run.skeleton, specs, kept_blocks(run, plan), unused)
+    caches = {block: format.spec() for block, format in planned_caches(plan).items()}
+    layout = Layout(run.skeleton, specs, kept_blocks(run, plan), unused, caches)
     plan_text = plan.to_text()
     with run.progress.stage("write the folder", layout.total_bytes / 1e6, "MB") as stage:
         size = write_model(
@@ -107,8 +114,13 @@ def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
     return Proof(original_quality, quality, uniform_quality, original_speed, speed, size, notes)
 
 
-def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cpu") -> Stream:
-    """A stream over any model folder: fitted by Blockwright, or plain."""
+def open_fitted(
+    folder: Path, trust_remote_code: bool = False, device: str = "cpu", kv: str | None = None
+) -> Stream:
+    """A stream over any model folder: fitted by Blockwright, or plain.
+
+    ``kv``: format of the KV cache that its text is read with; None: as the folder says.
+    """
     checkpoint = Checkpoint.open(folder)
     skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
     weights: WeightSource = ParameterSource(skeleton.model, checkpoint)
@@ -120,12 +132,16 @@ def open_fitted(folder: Path, trust_remote_code: bool = False, device: str = "cp
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.parameters.items()}
         weights = FittedFolder(weights, checkpoint, skeleton.sites, shapes, config["sites"])
-    return Stream(skeleton, weights, dtype=torch.float32, device=device)
+    if kv not in (None, str(KEEP)) and skeleton.task != "causal-lm":
+        raise ModelError(f"{folder} has no language head: it keeps no KV cache; leave --kv out")
+    formats = chosen_formats(skeleton.config, kv)
+    return Stream(skeleton, weights, dtype=torch.float32, device=device, around=decoded(formats))
 
 
 def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
     """Load the folder as a user would, compare its outputs with the streamed ones, time it."""
-    stream = fitted.stream
+    request = run.request
+    stream = open_fitted(out, request.trust_remote_code, request.device, kv=str(KEEP))
     rows = fitted.inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
     inputs = Inputs(fitted.inputs.name, rows, RELOAD_ROWS)
     expected = fresh_seconds(run.original.checkpoint.total_file_bytes, 2)

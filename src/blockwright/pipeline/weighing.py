@@ -15,6 +15,7 @@ from blockwright.machine import (
     profile_inputs,
     works_of,
 )
+from blockwright.pipeline.caching import formats_on_offer
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.posing import declared_problem
 from blockwright.plan import check_possible, with_profile, workload_of
@@ -29,6 +30,7 @@ from blockwright.types import (
     Profile,
     Site,
     Workload,
+    cache_block,
 )
 
 
@@ -64,7 +66,7 @@ def check_workloads(run: Run) -> None:
         if run.request.profile is not None:
             check_profile(Profile.read(run.request.profile), run, workload)
     if budget is not None and budget.ram_bytes is not None:
-        count_memory(run.skeleton)
+        count_memory(run.skeleton, formats_on_offer(run))
 
 
 def weigh(run: Run, problem: Problem) -> Weighed:
@@ -89,7 +91,11 @@ def _weighed(run: Run, problem: Problem, *, timed: bool = True) -> Weighed:
 
 
 def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
-    """The option with its resident bytes and the names of its works."""
+    """The option with its resident bytes and the names of its works; a KV cache weighs by the
+    context, see ``Memory``.
+    """
+    if cache_block(option.site):
+        return replace(option, resident_bytes=0)
     candidate = Candidate.parse(option.candidate)
     format = resolve(candidate)[0]
     if format.name == "drop":
@@ -112,7 +118,7 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
 def _memory_of(run: Run) -> tuple[Memory | None, str]:
     """Memory beside the sites, or why it is not known; an error where it was asked for."""
     try:
-        return count_memory(run.skeleton), ""
+        return count_memory(run.skeleton, formats_on_offer(run)), ""
     except ModelError as error:
         budget = run.request.budget
         if budget is not None and budget.ram_bytes is not None:
@@ -195,7 +201,11 @@ def check_profile(profile: Profile, run: Run, workload: Workload) -> None:
 
 def formats_of(problem: Problem) -> list[PackedFormat]:
     """The packed formats on offer, by name."""
-    return packed_formats(Candidate.parse(option.candidate) for option in problem.options)
+    return packed_formats(
+        Candidate.parse(option.candidate)
+        for option in problem.options
+        if not cache_block(option.site)
+    )
 
 
 def packed_formats(candidates: Iterable[Candidate]) -> list[PackedFormat]:
@@ -209,6 +219,9 @@ def left_out(problem: Problem, profile: Profile) -> Sequence[str]:
     reasons: dict[str, str] = {}
     for option in problem.options:
         if option.candidate in ("keep", "drop") or profile.time_of(option.work) is not None:
+            continue
+        if cache_block(option.site):
+            reasons.setdefault(f"KV cache {option.candidate}", "reading it was not timed")
             continue
         unknown = [name for name in option.work if name not in profile.work_ns]
         reason = profile.untimed.get(unknown[0], "the profile has no time for it")

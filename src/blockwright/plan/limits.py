@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from blockwright.errors import BudgetError, PlanError
 from blockwright.plan.profiled import timing_for
-from blockwright.types import Budget, Memory, Option, Plan, Problem, Workload
+from blockwright.types import Budget, Memory, Option, Plan, Problem, Workload, cache_block
 
 ROUNDING = 1e-12
 """Relative slack of a budget given as a fraction: a plan's own figures, read back, allow it."""
@@ -116,9 +116,14 @@ def known_memory(problem: Problem) -> Memory:
 
 
 def ram_of(option: Option, memory: Memory, context: int) -> int | None:
-    """Bytes of an option in memory; a dropped block takes its cache along."""
+    """Bytes of an option in memory; a dropped block takes its cache along, and a format of a cache
+    counts what it changes.
+    """
     if option.resident_bytes is None:
         return None
+    block = cache_block(option.site)
+    if block and option.candidate != "keep":
+        return memory.changed_by_cache(block, option.candidate, context)
     freed = memory.freed_by_drop(option.site, context) if option.candidate == "drop" else 0
     return option.resident_bytes - freed
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from blockwright.plan.limits import Limit, limits_of, limits_on
 from blockwright.plan.totals import plan_of
-from blockwright.types import Budget, Candidate, Option, Plan, Problem
+from blockwright.types import Budget, Candidate, Option, Plan, Problem, cache_block
 
 Offered = Mapping[str, Mapping[str, Option]]
 """Site -> candidate -> option."""
@@ -21,17 +22,19 @@ def uniform_plans(problem: Problem, budget: Budget) -> list[Plan]:
     groups (``int4-g64:awq>gptq``) stands at every group that has it, the rest of its chain
     (``int4-g64:gptq``) at all other linears; it is left out where that one is not offered.  Tables
     keep theirs under a budget in bits alone; else each candidate of the tables, the same for all,
-    is tried too.
+    is tried too, and each format of the KV caches where they are on offer.
     """
-    linears, tables, rest = _by_role(problem)
+    linears, tables, caches, rest = _by_role(problem)
     kept = ["keep", *_candidates(tables)] if budget.counts_files else ["keep"]
+    beside = list(product(kept, ["keep", *_candidates(caches)]))
     limits = limits_on(problem, budget)
     plans = []
     for candidate, everywhere in _linear_choices(problem, linears, rest).items():
-        for table in kept:
-            chosen = [*everywhere, *_everywhere(tables, table)]
+        for table, cache in beside:
+            chosen = [*everywhere, *_everywhere(tables, table), *_everywhere(caches, cache)]
             if keeps(chosen, limits):
                 name = f"uniform {candidate}" + ("" if table == "keep" else f", tables {table}")
+                name += "" if cache == "keep" else f", KV cache {cache}"
                 found = plan_of(
                     problem,
                     chosen,
@@ -59,17 +62,18 @@ def keeps(chosen: Sequence[Option], limits: Sequence[Limit]) -> bool:
     return True
 
 
-def _by_role(problem: Problem) -> tuple[Offered, Offered, list[Option]]:
-    """Linears, tables, and the ``keep`` of what contains others."""
+def _by_role(problem: Problem) -> tuple[Offered, Offered, Offered, list[Option]]:
+    """Linears, tables, KV caches, and the ``keep`` of what contains others."""
     offered: dict[str, dict[str, Option]] = {}
     for option in problem.options:
         offered.setdefault(option.site, {})[option.candidate] = option
     containers = {option.site for option in problem.options if option.contains}
     leaves = {site: found for site, found in offered.items() if site not in containers}
     linears = {s: found for s, found in leaves.items() if any(o.weights for o in found.values())}
-    tables = {site: found for site, found in leaves.items() if site not in linears}
+    caches = {site: found for site, found in leaves.items() if cache_block(site)}
+    tables = {s: found for s, found in leaves.items() if s not in linears and s not in caches}
     rest = [offered[site]["keep"] for site in containers if "keep" in offered[site]]
-    return linears, tables, rest
+    return linears, tables, caches, rest
 
 
 def _linear_choices(

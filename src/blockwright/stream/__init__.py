@@ -3,7 +3,7 @@
 from blockwright.stream.activations import ActivationFile, ActivationWriter
 from blockwright.stream.backward import Loss, block_gradients, head_gradients
 from blockwright.stream.caches import fill_cache
-from blockwright.stream.executor import BATCH_TOKENS, Inputs, Stem, Stream
+from blockwright.stream.executor import BATCH_TOKENS, Around, Inputs, Stem, Stream
 from blockwright.stream.sources import (
     DenseWeight,
     FittedFolder,
@@ -18,6 +18,7 @@ __all__ = [
     "BATCH_TOKENS",
     "ActivationFile",
     "ActivationWriter",
+    "Around",
     "DenseWeight",
     "FittedFolder",
     "Inputs",

@@ -5,8 +5,8 @@ Peak memory is one block (or stem and head), one batch of hidden states, and wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,8 @@ from blockwright.types import Site
 
 BATCH_TOKENS = 2048
 CHUNK_LOGIT_BYTES = 64 * 2**20
+Around = Callable[[int], AbstractContextManager[object]]
+"""What stands around the forward of a block, by its index."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class Stream:
         dtype: torch.dtype,
         device: str = "cpu",
         blocks: Sequence[int] | None = None,
+        around: Around | None = None,
     ) -> None:
         """``blocks``: indices of the blocks that run, in order (all by default; fewer when some are
-        dropped).
+        dropped).  ``around``: a mode that they run in (a quantized KV cache).
         """
         self.skeleton, self.source, self.dtype, self.device = skeleton, source, dtype, device
         self.blocks = tuple(range(skeleton.num_blocks) if blocks is None else blocks)
+        self._around: Around = around or (lambda index: nullcontext())
 
     @torch.no_grad()
     def run_stem(self, inputs: Inputs, target: Path) -> Stem:
@@ -155,7 +159,7 @@ class Stream:
             for calls, hidden in islice(zip(stem.calls, inputs, strict=True), batches):
                 if tap:
                     tap.start_batch()
-                with tap or nullcontext(), suppress(AllSeen):
+                with tap or nullcontext(), suppress(AllSeen), self._around(index):
                     result = calls[index].run(block, hidden.to(self.device))
                     if writer:
                         writer.append(result)

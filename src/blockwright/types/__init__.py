@@ -1,6 +1,7 @@
 """Frozen values that pass between stages.  Imports no torch."""
 
 from blockwright.types.budget import Budget, parse_size
+from blockwright.types.cache import CacheFormat, KeyGroups, cache_block, cache_site
 from blockwright.types.candidate import DROP, KEEP, Candidate
 from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat, SumFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
@@ -45,6 +46,7 @@ __all__ = [
     "PLAN_VERSION",
     "PROFILE_VERSION",
     "Budget",
+    "CacheFormat",
     "CacheGrowth",
     "Candidate",
     "Choice",
@@ -60,6 +62,7 @@ __all__ = [
     "GridFormat",
     "GridSolution",
     "Group",
+    "KeyGroups",
     "LimitFigures",
     "LinearMethod",
     "MaskedFormat",
@@ -97,6 +100,8 @@ __all__ = [
     "ValueFormat",
     "VariantRecord",
     "Workload",
+    "cache_block",
+    "cache_site",
     "group_site",
     "packed_name",
     "parameter_name",

@@ -36,6 +36,9 @@ class FitRequest:
     eval_text: Path | None = None
     library: Path | None = None
     plan: Path | None = None
+    kv: tuple[str, ...] = ()
+    """Formats on offer for KV caches under a limit on memory, ``keep`` alone for none; empty:
+    int8 and int4."""
     profile: Path | None = None
     """Machine profile for a limit on speed; None: the library's, measured once."""
     revision: str | None = None
