@@ -2,6 +2,7 @@
 
 from blockwright.capture.grouping import FoundGroup, find_groups
 from blockwright.capture.observe import BlockObserver, token_counts
+from blockwright.capture.paired import PairedObserver, original_inputs
 from blockwright.capture.reverse import (
     hidden_mean_square,
     probe_loss,
@@ -20,12 +21,14 @@ __all__ = [
     "BlockObserver",
     "CapturedBlock",
     "FoundGroup",
+    "PairedObserver",
     "capture_tables",
     "find_groups",
     "forward_sweep",
     "hidden_mean_square",
     "inputs_path",
     "linear_sites",
+    "original_inputs",
     "probe_loss",
     "reverse_sweep",
     "sampled_label_loss",

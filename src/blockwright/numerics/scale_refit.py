@@ -47,13 +47,13 @@ def refit_scales(W_OI: Tensor, codes_OI: Tensor, grid: AffineGrid, H_II: Tensor)
 
 
 def _refit(W_OI: Tensor, codes_OI: Tensor, s_OG: Tensor, z_OG: Tensor, H_II: Tensor) -> Tensor:
-    O, G = s_OG.shape
-    a_OGJ = codes_OI.float().reshape(O, G, -1) - z_OG.unsqueeze(-1)
+    G = s_OG.shape[1]
+    a_OGJ = codes_OI.float().reshape(*s_OG.shape, -1) - z_OG.unsqueeze(-1)
     J = a_OGJ.shape[2]
-    b_OG = ((W_OI @ H_II).view(O, G, J) * a_OGJ).sum(2)
+    b_OG = ((W_OI @ H_II).view(a_OGJ.shape) * a_OGJ).sum(2)
     A_OGG = torch.stack(
         [
-            ((a_OGJ[:, g] @ H_II[g * J : (g + 1) * J]).view(O, G, J) * a_OGJ).sum(2)
+            ((a_OGJ[:, g] @ H_II[g * J : (g + 1) * J]).view(a_OGJ.shape) * a_OGJ).sum(2)
             for g in range(G)
         ],
         1,

@@ -29,6 +29,8 @@ ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
 """Most mixed plans that are measured on the selection text."""
 REFINED = {Preset.FAST: False, Preset.BALANCED: True, Preset.BEST: True}
 """Whether the plan and its uniform rival are solved again behind their compressed prefixes."""
+MATCHING = {Preset.FAST: False, Preset.BALANCED: True, Preset.BEST: True}
+"""Whether refinement aims at the original's outputs rather than its weights."""
 HEALING: dict[Preset, TuningSettings | None] = {
     Preset.FAST: None,
     Preset.BALANCED: TuningSettings(steps=32, rate=0.005),

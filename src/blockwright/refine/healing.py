@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from blockwright.refine.tunable import TunableBlock
+from blockwright.refine.tunable import Rounding, TunableBlock
 from blockwright.stream import ActivationFile, Inputs, Stem, Stream
 from blockwright.tuning import Example, Tuned, TuningSettings, tune
 from blockwright.types import PackedLinear, Site
@@ -34,6 +34,8 @@ class HealedBlocks:
     """The block as it stands now: healed, when its result is stored."""
     packed: Callable[[int], Mapping[Site, PackedLinear]]
     """Packed modules of its sites, to be trained."""
+    originals: Callable[[int], Mapping[Site, Tensor]]
+    """Weights [out, in], fp32, that its packed sites stand for; asked for when codes are tuned."""
     target: Callable[[int, Stem], ActivationFile]
     """Outputs of the original block on original inputs."""
     heal: Callable[[int, Callable[[], Tuned]], None]
@@ -107,7 +109,11 @@ def _tune(
     batches: Sequence[Example],
     settings: TuningSettings,
 ) -> Tuned:
-    block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index))
+    rounding = None
+    if settings.rounding_rate:
+        pace = settings.rounding_rate / settings.rate
+        rounding = Rounding(blocks.originals(index), pace, settings.rounding_pull)
+    block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index), rounding)
     where = f"block {index}"
     return tune(block.forward, block.trained, batches, settings, where=where)
 

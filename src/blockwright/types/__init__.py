@@ -5,6 +5,7 @@ from blockwright.types.candidate import DROP, KEEP, Candidate
 from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat, SumFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
+    AffineFormat,
     Format,
     Grid,
     GridFormat,
@@ -13,6 +14,7 @@ from blockwright.types.format import (
     OutlierFormat,
     PackedFormat,
     PackedLinear,
+    StoredCodes,
     ValueFormat,
 )
 from blockwright.types.group import Group, group_site
@@ -44,6 +46,7 @@ __all__ = [
     "KEEP",
     "PLAN_VERSION",
     "PROFILE_VERSION",
+    "AffineFormat",
     "Budget",
     "CacheGrowth",
     "Candidate",
@@ -92,6 +95,7 @@ __all__ = [
     "Statistics",
     "SumFormat",
     "SumSolution",
+    "StoredCodes",
     "TableRole",
     "Timing",
     "ValueFormat",
