@@ -2,9 +2,9 @@
 
 Paper:   Ding et al., "CBQ: Cross-Block Quantization for Large Language Models", ICLR 2025,
          coarse-to-fine pre-processing (CFP), Algorithm 1.
-Idea:    All that is far beyond the upper quartile may be an outlier.  Among these candidates, sorted,
-         the cut is best where the outliers are far from what is reserved and what is reserved lies
-         close together.
+Idea:    All that is far beyond the upper quartile may be an outlier.  Among these, sorted, the cut
+         is best where the outliers are far from what is reserved and what is reserved lies close
+         together.
 
     coarse   T = Q3 + 1.5 (Q3 - Q1),  candidates O = {v > T}
     fine     max over cuts of O into reserved | outliers of

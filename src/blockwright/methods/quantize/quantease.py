@@ -16,7 +16,8 @@ Equations -> code
 Shapes:  O out features, I in features.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
 Needs:   INPUT_GRAM.   Fills: every grid format; scales are fitted on affine grids.
-Cost:    time (2 rounds + 3 passes) times GPTQ's sweep, memory as GPTQ and two more copies of W.
+Cost:    time a sweep and two products O(O I^2) per round and pass, memory as GPTQ and four more
+         copies of W.
 Differs from the paper:
     1. It starts from GPTQ, the paper from the weight itself.
     2. Scales are fitted to the codes, which the paper leaves at their ranges (after "Two-Stage Grid
@@ -68,7 +69,7 @@ class QuantEase(LinearMethod):
     fills: ClassVar[type[Format]] = GridFormat  # type: ignore[type-abstract]
 
     damping: float = 0.01
-    rounds: int = 4
+    rounds: int = 8
     """Times that scales are fitted and GPTQ sweeps again on them."""
     passes: int = 3
     """Passes of coordinate descent, scales fitted after each."""
