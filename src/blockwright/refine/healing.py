@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from blockwright.refine.tunable import Rounding, TunableBlock
-from blockwright.stream import ActivationFile, Inputs, Stem, Stream
-from blockwright.tuning import Example, Tuned, TuningSettings, tune
+from blockwright.stream import ActivationFile, BlockCall, Inputs, Stem, Stream
+from blockwright.tuning import Example, Tuned, TuningSettings, Values, tune
 from blockwright.types import PackedLinear, Site
 
 LARGEST_BATCH = 8
@@ -66,8 +66,10 @@ def heal_blocks(
         if position >= start:
             source = stream.file(hidden_path(folder, position), stem)
             if not blocks.is_done(index):
-                batches = StoredBatches(stem, index, source, blocks.target(index, stem), inputs)
-                blocks.heal(index, partial(_tune, stream, index, blocks, batches, settings))
+                window = stream.blocks[position : position + settings.window]
+                target = blocks.target(window[-1], stem)
+                batches = StoredBatches(stem, source, target, inputs)
+                blocks.heal(index, partial(_tune, stream, window, blocks, batches, settings))
             stream.run_block(
                 index,
                 blocks.block(index),
@@ -80,13 +82,15 @@ def heal_blocks(
 
 
 class StoredBatches(Sequence[Example]):
-    """Batches of a block, read from disk when they are asked for."""
+    """Batches of a block, read from disk when they are asked for; their arguments are the calls of
+    all blocks.
+    """
 
     def __init__(
-        self, stem: Stem, index: int, source: ActivationFile, target: ActivationFile, inputs: Inputs
+        self, stem: Stem, source: ActivationFile, target: ActivationFile, inputs: Inputs
     ) -> None:
         """``source``: what stands in front of the block; ``target``: what shall come out."""
-        self._calls = [calls[index] for calls in stem.calls]
+        self._calls = stem.calls
         self._source, self._target, self._inputs = source, target, inputs
 
     def __len__(self) -> int:
@@ -104,18 +108,27 @@ class StoredBatches(Sequence[Example]):
 
 def _tune(
     stream: Stream,
-    index: int,
+    window: Sequence[int],
     blocks: HealedBlocks,
     batches: Sequence[Example],
     settings: TuningSettings,
 ) -> Tuned:
+    """Tune the first block of a window towards what comes out of its last."""
+    index, *following = window
     rounding = None
     if settings.rounding_rate:
         pace = settings.rounding_rate / settings.rate
         rounding = Rounding(blocks.originals(index), pace, settings.rounding_pull)
     block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index), rounding)
-    where = f"block {index}"
-    return tune(block.forward, block.trained, batches, settings, where=where)
+    behind = {other: stream.block(other).requires_grad_(False) for other in following}
+
+    def forward(values: Values, inputs: Tensor, calls: Sequence[BlockCall]) -> Tensor:
+        outputs = block.forward(values, inputs, calls[index])
+        for other, module in behind.items():
+            outputs = calls[other].run(module, outputs)
+        return outputs
+
+    return tune(forward, block.trained, batches, settings, where=f"block {index}")
 
 
 def hidden_path(folder: Path, position: int) -> Path:

@@ -3,6 +3,7 @@
 from blockwright.stream.activations import ActivationFile, ActivationWriter
 from blockwright.stream.backward import Loss, block_gradients, head_gradients
 from blockwright.stream.caches import fill_cache
+from blockwright.stream.calls import BlockCall
 from blockwright.stream.executor import BATCH_TOKENS, Inputs, Stem, Stream
 from blockwright.stream.sources import (
     DenseWeight,
@@ -18,6 +19,7 @@ __all__ = [
     "BATCH_TOKENS",
     "ActivationFile",
     "ActivationWriter",
+    "BlockCall",
     "DenseWeight",
     "FittedFolder",
     "Inputs",
