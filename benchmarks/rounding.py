@@ -31,6 +31,7 @@ from blockwright.types import Budget, Choice, FitRequest, Plan, Preset, SiteKind
 
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 FORMATS = ("int4-g64", "int3-g64", "int2-g64")
+AIMS = ("weights", "outputs")
 METHODS = ("gptq", "quantease")
 
 
@@ -85,17 +86,21 @@ def stages(run: Run, arguments: argparse.Namespace) -> Iterator[tuple[str, Plan,
 
     plan = uniform_plan(run)
     yield done("built", plan)
-    for matched in (False, True):
-        began = time.process_time()
+    for aim in arguments.aims:
+        matched, began = aim == "outputs", time.process_time()
         with patch.dict(presets.MATCHING, {Preset.BALANCED: matched}):
             refined = solve_sequentially(run, plan)
-        yield done("refined to outputs" if matched else "refined", refined)
+        yield done(f"refined to {aim}", refined)
     for steps in arguments.steps:
         for rounding in arguments.rounding:
             began = time.process_time()
-            settings = TuningSettings(steps=steps, rate=arguments.rate, rounding_rate=rounding)
-            healed = heal_each_block(run, replace(refined, healed={}), settings)
-            yield done(f"healed, {steps} steps, codes {rounding:g}", healed)
+            for extra in arguments.settings:
+                began = time.process_time()
+                settings = TuningSettings(
+                    steps=steps, rate=arguments.rate, rounding_rate=rounding, **json.loads(extra)
+                )
+                healed = heal_each_block(run, replace(refined, healed={}), settings)
+                yield done(f"healed, {steps} steps, codes {rounding:g}, {extra}", healed)
 
 
 def main() -> None:
@@ -113,6 +118,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[32])
     parser.add_argument("--rate", type=float, default=0.005)
     parser.add_argument("--rounding", type=float, nargs="+", default=[0.0, 0.01])
+    parser.add_argument("--settings", nargs="+", default=["{}"], help="more TuningSettings, JSON")
+    parser.add_argument(
+        "--aims", nargs="+", choices=("weights", "outputs"), default=["weights", "outputs"]
+    )
     arguments = parser.parse_args()
     found: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:

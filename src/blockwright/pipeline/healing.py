@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from torch import Tensor, nn
 
 from blockwright.capture import inputs_path
 from blockwright.errors import NumericalError
 from blockwright.library import variant_key
+from blockwright.pipeline.curvature import boundary_root
 from blockwright.pipeline.measuring import measure_on_selection, plan_stream
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
@@ -52,6 +54,7 @@ def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
         block=work.block,
         packed=work.packed,
         originals=work.originals,
+        root=partial(boundary_root, run),
         target=work.target,
         heal=work.heal,
     )

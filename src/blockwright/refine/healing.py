@@ -36,6 +36,9 @@ class HealedBlocks:
     """Packed modules of its sites, to be trained."""
     originals: Callable[[int], Mapping[Site, Tensor]]
     """Weights [out, in], fp32, that its packed sites stand for; asked for when codes are tuned."""
+    root: Callable[[int], Tensor]
+    """[H, H]: times this, an error of its outputs is as large as the loss feels it; asked for when
+    the settings do."""
     target: Callable[[int, Stem], ActivationFile]
     """Outputs of the original block on original inputs."""
     heal: Callable[[int, Callable[[], Tuned]], None]
@@ -68,7 +71,8 @@ def heal_blocks(
             if not blocks.is_done(index):
                 window = stream.blocks[position : position + settings.window]
                 target = blocks.target(window[-1], stem)
-                batches = StoredBatches(stem, source, target, inputs)
+                root = blocks.root(window[-1]) if settings.sensitive else None
+                batches = StoredBatches(stem, source, target, inputs, root)
                 blocks.heal(index, partial(_tune, stream, window, blocks, batches, settings))
             stream.run_block(
                 index,
@@ -87,9 +91,17 @@ class StoredBatches(Sequence[Example]):
     """
 
     def __init__(
-        self, stem: Stem, source: ActivationFile, target: ActivationFile, inputs: Inputs
+        self,
+        stem: Stem,
+        source: ActivationFile,
+        target: ActivationFile,
+        inputs: Inputs,
+        root: Tensor | None = None,
     ) -> None:
-        """``source``: what stands in front of the block; ``target``: what shall come out."""
+        """``source``: what stands in front of the block; ``target``: what shall come out, times
+        ``root`` [H, H].
+        """
+        self.root = root
         self._calls = stem.calls
         self._source, self._target, self._inputs = source, target, inputs
 
@@ -101,16 +113,20 @@ class StoredBatches(Sequence[Example]):
         stop = min(start + self._inputs.batch_size, self._inputs.rows)
         return Example(
             inputs=self._source.read(start, stop),
-            target=self._target.read(start, stop),
+            target=self.seen(self._target.read(start, stop)),
             arguments=self._calls[batch],
         )
+
+    def seen(self, outputs: Tensor) -> Tensor:
+        """Outputs as they are compared."""
+        return outputs if self.root is None else outputs.float() @ self.root
 
 
 def _tune(
     stream: Stream,
     window: Sequence[int],
     blocks: HealedBlocks,
-    batches: Sequence[Example],
+    batches: StoredBatches,
     settings: TuningSettings,
 ) -> Tuned:
     """Tune the first block of a window towards what comes out of its last."""
@@ -126,7 +142,7 @@ def _tune(
         outputs = block.forward(values, inputs, calls[index])
         for other, module in behind.items():
             outputs = calls[other].run(module, outputs)
-        return outputs
+        return batches.seen(outputs)
 
     return tune(forward, block.trained, batches, settings, where=f"block {index}")
 

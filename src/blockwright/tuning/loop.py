@@ -68,6 +68,8 @@ class TuningSettings:
     """Probability that an element of the input is the original's (QDrop)."""
     second_target_share: float = 0.0
     """Weight of the second target; the first has the rest."""
+    sensitive: bool = False
+    """Whether outputs are compared by how much the loss feels them."""
     window: int = 1
     """Blocks behind which outputs are compared; the first of them is tuned."""
     rounding_rate: float = 0.0
