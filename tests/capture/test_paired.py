@@ -27,7 +27,8 @@ class Case:
         self.sites = [s for s in self.stream.skeleton.block_sites(1) if s.parameter]
 
     def originals(self) -> Iterator[Mapping[str, Tensor]]:
-        return original_inputs(self.stream, 1, self.stem, self.source, self.inputs)
+        sites = [site for site in self.sites if site.expert is None]
+        return original_inputs(self.stream, sites, self.stem, self.source, self.inputs)
 
     def statistics(self, noise: float) -> dict[str, Statistics]:
         observer = PairedObserver({Statistic.INPUT_GRAM}, self.originals())

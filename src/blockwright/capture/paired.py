@@ -6,14 +6,14 @@ how far the one follows from the other: see ``numerics.matching``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from blockwright.capture.observe import BlockObserver
-from blockwright.capture.sweep import linear_sites
-from blockwright.stream import ActivationFile, Inputs, LinearTap, Stem, Stream
+from blockwright.stream import ActivationFile, Inputs, Stem, Stream
 from blockwright.types import Site, Statistic, Statistics
 
 
@@ -58,30 +58,32 @@ class PairedObserver(BlockObserver):
 
 @torch.no_grad()
 def original_inputs(
-    stream: Stream, index: int, stem: Stem, source: ActivationFile, inputs: Inputs
+    stream: Stream, sites: Sequence[Site], stem: Stem, source: ActivationFile, inputs: Inputs
 ) -> Iterator[dict[str, Tensor]]:
-    """By batch, what the linears of an original block multiply, by site id.
+    """By batch, what some linears of an original block multiply, by site id.
 
-    ``source``: the original's hidden states in front of the block.
+    ``sites``: of one block, no experts; ``source``: the original's hidden states in front of it.
     """
-    block = stream.block(index)
-    sites = {site.id: site for site in linear_sites(stream, index) if site.expert is None}
-    batches = source.batches(inputs.rows, inputs.batch_size)
-    for calls, hidden in zip(stem.calls, batches, strict=True):
-        seen = _Seen()
-        with LinearTap(stream.parameters(index, block), sites, seen):
-            calls[index].run(block, hidden.to(stream.device))
+    index = sites[0].block
+    if index is None:
+        raise ValueError(f"{sites[0].id} is in no block")
+    block, seen = stream.block(index), _Seen()
+    for calls, hidden in zip(
+        stem.calls, source.batches(inputs.rows, inputs.batch_size), strict=True
+    ):
+        one = replace(stem, calls=[calls])
+        stream.run_block(index, block, one, iter([hidden]), observer=seen, watched=sites)
         yield seen.inputs
 
 
 class _Seen:
-    """Keeps the inputs of one forward."""
+    """Keeps the inputs of the last forward."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, Tensor] = {}
 
     def start_batch(self) -> None:
-        """One is made for every forward."""
+        self.inputs = {}
 
     def __call__(self, site: Site, x_TI: Tensor, output: Tensor) -> None:
         self.inputs[site.id] = x_TI

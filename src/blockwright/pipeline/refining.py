@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,16 +115,18 @@ def observers(run: Run) -> NewObserver:
     """Makes observers of real inputs; where the preset asks for it, beside the original's."""
     matched = MATCHING[run.request.preset]
     if not matched:
-        return lambda index, stem, needs: BlockObserver(needs)
+        return lambda sites, stem, needs: BlockObserver(needs)
     stream = sweep_original(run)
     folder = run.library.work_folder(run.statistics_digest)
 
-    def observer(index: int, stem: Stem, needs: Collection[Statistic]) -> BlockObserver:
-        if not needs:
+    def observer(sites: Sequence[Site], stem: Stem, needs: Collection[Statistic]) -> BlockObserver:
+        paired = [site for site in sites if site.expert is None and site.block is not None]
+        if not needs or not paired:
             return BlockObserver(needs)
-        source = ActivationFile(inputs_path(folder, index), stem.row_shape, stream.dtype)
-        originals = original_inputs(stream, index, stem, source, run.calibration_inputs)
-        return PairedObserver(needs, originals)
+        path = inputs_path(folder, paired[0].block)
+        source = ActivationFile(path, stem.row_shape, stream.dtype)
+        inputs = run.calibration_inputs
+        return PairedObserver(needs, original_inputs(stream, paired, stem, source, inputs))
 
     return observer
 

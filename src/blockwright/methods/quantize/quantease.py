@@ -47,6 +47,7 @@ from blockwright.numerics.coordinate_descent import descend
 from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.inverse_hessian import damped, upper_factor
 from blockwright.numerics.losses import row_errors
+from blockwright.numerics.ranges import SCALE_DTYPE
 from blockwright.numerics.scale_refit import refit_scales
 from blockwright.types import (
     Format,
@@ -73,6 +74,8 @@ class QuantEase(LinearMethod):
     """Times that scales are fitted and GPTQ sweeps again on them."""
     passes: int = 3
     """Passes of coordinate descent, scales fitted after each."""
+    unbiased: bool = False
+    """Whether outputs are scaled up to follow the original's one to one, at a little more error."""
 
     def __post_init__(self) -> None:
         if not 0 < self.damping < float("inf"):
@@ -109,7 +112,7 @@ class QuantEase(LinearMethod):
                 best.take(layer.swept(layer.refitted(best.last).grid))
             for _ in range(self.passes):
                 best.take(layer.refitted(layer.descended(best.last)))
-            yield best.solution()
+            yield layer.unbiased(best.solution()) if self.unbiased else best.solution()
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,17 @@ class _Layer:
             return last
         grid = refit_scales(self.W_OI, last.codes_OI, last.grid, self.H_II)
         return GridSolution(codes_OI=last.codes_OI, grid=grid)
+
+    def unbiased(self, found: GridSolution) -> GridSolution:
+        """Rows scaled so that E[y_hat y] = E[y^2]; least squares leaves the former smaller."""
+        if not isinstance(found.grid, AffineGrid):
+            return found
+        P_OI = self.W_OI @ self.H_II
+        wanted_O = (P_OI * self.W_OI).sum(1)
+        given_O = (P_OI * found.weight()).sum(1)
+        gain_O = torch.where(given_O > 0, wanted_O / given_O, 1.0).clamp(0.8, 1.25)
+        scale = (found.grid.scale * gain_O[:, None]).to(SCALE_DTYPE).float()
+        return GridSolution(codes_OI=found.codes_OI, grid=replace(found.grid, scale=scale))
 
     def errors(self, found: GridSolution) -> Tensor:
         """[O]"""
