@@ -100,7 +100,8 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
                 stage.advance,
             )
 
-    folder = run.library.work_folder("refine-" + digest_of([plan_digest(plan), run.surroundings]))
+    aim = [plan_digest(plan), MATCHING[run.request.preset], run.surroundings]
+    folder = run.library.work_folder("refine-" + digest_of(aim))
     walk(folder)
     if any(run.library.lookup(item.key) is None for item in wanted.values()):
         shutil.rmtree(folder)  # its hidden states outlived the entries: from the first block again

@@ -6,8 +6,9 @@ Idea:    GPTQ fixes every column once, and on ranges that were chosen before.  T
          error is a parabola in one column, and in all scales of a row, when the rest is fixed: both
          have a best value in closed form.  So scales are fitted to the codes and codes found anew
          on these scales, first by GPTQ's sweep, which can leave a bad solution, then by coordinate
-         descent, which never raises the error.  Most is gained where groups have few levels.  As
-         all that clips, it shrinks outputs a little, the same way for all tokens.
+         descent, which never raises the error.  Most is gained where groups have few levels.  Least
+         squares shrinks outputs, the same way for all tokens, which a model feels more than noise
+         of the same size: in the end every row is scaled up until it follows the original.
 
 Equations -> code
     Eq. (6)-(8)    descend        best value of one column, others fixed
@@ -23,8 +24,10 @@ Differs from the paper:
     2. Scales are fitted to the codes, which the paper leaves at their ranges (after "Two-Stage Grid
        Optimization for Group-wise Quantization of LLMs", ICASSP 2026).
     3. The Gram is damped as for GPTQ: what is fitted to it shall hold for other inputs.
-    4. Of every row the best state is kept, GPTQ's included: never worse in any row.
-    5. The outlier-aware variant is left out: no format stores single weights apart.
+    4. Of every row the best state is kept, GPTQ's included: never worse in any row, before rows
+       are scaled.
+    5. Rows are scaled in the end (``unbiased``).
+    6. The outlier-aware variant is left out: no format stores single weights apart.
 Raises:  NumericalError when W or H is not finite, no token reached the site, or H cannot be
          factored.
 Checked: error against GPTQ's, never above it: tests/claims/test_rounding.py.
@@ -74,8 +77,9 @@ class QuantEase(LinearMethod):
     """Times that scales are fitted and GPTQ sweeps again on them."""
     passes: int = 3
     """Passes of coordinate descent, scales fitted after each."""
-    unbiased: bool = False
-    """Whether outputs are scaled up to follow the original's one to one, at a little more error."""
+    unbiased: bool = True
+    """Whether rows are scaled up in the end, so that their outputs follow the original's one to
+    one, at a little more error."""
 
     def __post_init__(self) -> None:
         if not 0 < self.damping < float("inf"):
