@@ -120,7 +120,7 @@ def test_quantease_outputs_follow_one_to_one(seed: int) -> float:
     layer = wide_layer(seed)
     P_OI = layer.W_OI @ damped(layer.statistics.need(Statistic.INPUT_GRAM), 0.01)
     given_O = (P_OI * solved(QuantEase(), layer, "int2-g64")).sum(1)
-    return (given_O / (P_OI * layer.W_OI).sum(1)).mean().item()
+    return float((given_O / (P_OI * layer.W_OI).sum(1)).mean())
 
 
 # -- card 7, FlexRound and LRQ; AdaRound
@@ -206,7 +206,7 @@ def test_discquant_vertex_has_few_fractions(seed: int) -> float:
 def test_discquant_vertex_rounds_better(seed: int) -> float:
     x, y, samples = corner_most(seed)
     found, nearest = ((samples @ (point.round() - y)).norm() for point in (x, y))
-    return (found / nearest).item()
+    return float(found / nearest)
 
 
 def corner_most(seed: int) -> tuple[Tensor, Tensor, Tensor]:

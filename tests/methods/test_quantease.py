@@ -21,7 +21,7 @@ LAYER = outlier_layer(0, 24, 128, 500)
 
 
 def solved(format: str, **options: int) -> Tensor:
-    method = QuantEase(**options, unbiased=False)  # type: ignore[arg-type]
+    method = QuantEase(**options, unbiased=False)
     return method.solve(LAYER.W_OI, LAYER.statistics, format_named(format)).weight()
 
 

@@ -105,7 +105,7 @@ def test_codes_windows_and_sensitivity_bring_it_closer_at_the_same_bytes(
     plan = planned(run)
     healed = heal_each_block(run, plan, replace(SETTINGS, **changes))
     assert healed.healed
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key in healed.healed.values():
         tensors |= run.library.tensors(key)
     codes = {

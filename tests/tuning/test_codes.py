@@ -12,7 +12,15 @@ from torch import Tensor
 from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.packing import pack_codes, unpack_codes
 from blockwright.numerics.ranges import fit_range
-from blockwright.tuning import Example, TrainedCodes, TrainedTensor, TuningSettings, Values, tune
+from blockwright.tuning import (
+    Example,
+    Trained,
+    TrainedCodes,
+    TrainedTensor,
+    TuningSettings,
+    Values,
+    tune,
+)
 from blockwright.types import StoredCodes
 from tests.layers import outlier_layer
 
@@ -68,7 +76,7 @@ def test_codes_and_scales_learn_together_at_their_own_paces() -> None:
     settings = TuningSettings(steps=200, rate=0.002, checks=20)
     losses = []
     for codes in (trained(pace=0.0), trained(pace=5.0)):
-        tensors = {"codes": codes, "scale": TrainedTensor(GRID.scale)}
+        tensors: dict[str, Trained] = {"codes": codes, "scale": TrainedTensor(GRID.scale)}
         found = tune(outputs, tensors, batches, settings, where="here")
         kept = unpack_codes(found.tensors["codes"], BITS, 16, 64)
         assert torch.equal(kept, CODES) == (codes.pace == 0)

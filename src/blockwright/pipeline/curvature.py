@@ -87,7 +87,8 @@ def boundary_root(run: Run, index: int) -> Tensor:
         for _ in _swept(run, [min(index + 1, run.skeleton.num_blocks - 1)]):
             pass
     moment_HH = boundary_moment(file, inputs.rows, inputs.batch_size)
-    return torch.linalg.cholesky(damped(moment_HH, BOUNDARY_DAMPING))
+    root_HH: Tensor = torch.linalg.cholesky(damped(moment_HH, BOUNDARY_DAMPING))
+    return root_HH
 
 
 def _swept(run: Run, missing: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:

@@ -121,11 +121,11 @@ def observers(run: Run) -> NewObserver:
     folder = run.library.work_folder(run.statistics_digest)
 
     def observer(sites: Sequence[Site], stem: Stem, needs: Collection[Statistic]) -> BlockObserver:
-        paired = [site for site in sites if site.expert is None and site.block is not None]
-        if not needs or not paired:
+        paired = [site for site in sites if site.expert is None]
+        block = paired[0].block if paired else None
+        if not needs or block is None:
             return BlockObserver(needs)
-        path = inputs_path(folder, paired[0].block)
-        source = ActivationFile(path, stem.row_shape, stream.dtype)
+        source = ActivationFile(inputs_path(folder, block), stem.row_shape, stream.dtype)
         inputs = run.calibration_inputs
         return PairedObserver(needs, original_inputs(stream, paired, stem, source, inputs))
 

@@ -30,7 +30,7 @@ def division_rate(levels: int) -> float:
 
     A step of this size changes large codes by a part of a step of the grid.
     """
-    return RATE * float(RATE_LEVELS / levels) ** RATE_POWER
+    return float(RATE * (RATE_LEVELS / levels) ** RATE_POWER)
 
 
 class DividedRounding:

@@ -48,7 +48,7 @@ class AdaRound(LinearMethod):
     paper: ClassVar[str] = "Nagel et al., AdaRound, ICML 2020"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat
+    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
 
     steps: int = 800
     rate: float = 0.03

@@ -60,7 +60,7 @@ class Cbq(LinearMethod):
     paper: ClassVar[str] = "Ding et al., CBQ, ICLR 2025"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat
+    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
 
     rank: int = 5
     steps: int = 500

@@ -59,7 +59,7 @@ class DiscQuant(LinearMethod):
     paper: ClassVar[str] = "Chee et al., DiscQuant, 2025"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat
+    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
 
     steps: int = 500
     rate: float = 0.05

@@ -56,7 +56,7 @@ class EfficientQat(LinearMethod):
     paper: ClassVar[str] = "Chen et al., EfficientQAT, ACL 2025"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat
+    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
 
     steps: int = 500
     rate: float = 0.01

@@ -52,7 +52,7 @@ class FlexRound(LinearMethod):
     paper: ClassVar[str] = "Lee et al., FlexRound, ICML 2023"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat
+    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
 
     steps: int = 500
     rate: float = 0.0

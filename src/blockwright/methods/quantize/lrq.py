@@ -50,7 +50,7 @@ class Lrq(LinearMethod):
     paper: ClassVar[str] = "Lee et al., LRQ, NAACL 2025"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat
+    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
 
     rank: int = 16
     steps: int = 500
