@@ -90,6 +90,7 @@ def test_quantease_beats_gptq_at_three_and_four_bits(seed: int) -> Iterator[floa
     return (quantease_against_gptq(seed, bits) for bits in (3, 4))
 
 
+@pytest.mark.slow
 @claim(
     method="quantease",
     says="before rows are scaled, never worse than GPTQ, in no row",
@@ -126,6 +127,7 @@ def test_quantease_outputs_follow_one_to_one(seed: int) -> float:
 # -- card 7, FlexRound and LRQ; AdaRound
 
 
+@pytest.mark.slow
 @claim(
     method="flexround",
     says="learned division beats rounding to nearest by far at 2 and 3 bits",
@@ -137,6 +139,7 @@ def test_flexround_at_two_and_three_bits(seed: int) -> Iterator[float]:
     return (against(FlexRound(), Rtn(), seed, bits) for bits in (2, 3))
 
 
+@pytest.mark.slow
 @claim(
     method="flexround",
     says="steps larger than one make it better than learned rounding up or down",
@@ -159,6 +162,7 @@ def test_flexround_at_four_bits(seed: int) -> float:
     return against(FlexRound(), Rtn(), seed, 4)
 
 
+@pytest.mark.slow
 @claim(
     method="lrq",
     says="factors of rank 16 keep most of FlexRound's gain",
@@ -170,6 +174,7 @@ def test_lrq_at_two_and_three_bits(seed: int) -> Iterator[float]:
     return (against(Lrq(), Rtn(), seed, bits) for bits in (2, 3))
 
 
+@pytest.mark.slow
 @claim(
     method="adaround",
     says="learned rounding up or down beats rounding to nearest",
@@ -297,6 +302,7 @@ def test_cbq_at_three_bits(seed: int) -> float:
 # -- card 10, EfficientQAT
 
 
+@pytest.mark.slow
 @claim(
     method="efficientqat",
     says="weights and scales trained together halve the error of 2 bits",
@@ -308,6 +314,7 @@ def test_efficientqat_at_two_bits(seed: int) -> float:
     return against(EfficientQat(), Rtn(), seed, 2)
 
 
+@pytest.mark.slow
 @claim(
     method="efficientqat",
     says="and lower that of 3 bits",
