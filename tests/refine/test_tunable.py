@@ -97,14 +97,14 @@ def test_scales_norms_and_biases_are_trained_and_nothing_else(case: Case) -> Non
 
 
 def test_codes_are_trained_where_it_is_asked_for_and_start_as_they_are(case: Case) -> None:
+    before = {site: module.stored_tensor("weight") for site, module in case.modules.items()}
     block = case.tunable(case.rounding())
     codes = {f"packed/{site.id}/weight" for site in case.modules}
     assert set(block.trained) == set(case.tunable().trained) | codes
     output = block.forward(start_values(block), case.hidden, case.stem.calls[0][1])
     torch.testing.assert_close(output.detach(), case.plain(), rtol=1e-5, atol=1e-5)
-    for site, module in case.modules.items():
-        stored = block.trained[f"packed/{site.id}/weight"].stored()
-        assert torch.equal(stored, module.stored_tensor("weight"))
+    for site, stored in before.items():
+        assert torch.equal(block.trained[f"packed/{site.id}/weight"].stored(), stored)
 
 
 def test_rounded_to_nearest_no_code_wants_to_move(case: Case) -> None:
