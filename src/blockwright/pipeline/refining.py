@@ -13,13 +13,14 @@ from blockwright.capture import BlockObserver, PairedObserver, inputs_path, orig
 from blockwright.library.build import WantedVariant, needs_of
 from blockwright.library.group import SCALE, fill_group
 from blockwright.numerics.matching import matched_weight
-from blockwright.pipeline.building import build_site, sweep_original, wanted_variant
+from blockwright.pipeline.building import build_site, wanted_variant
 from blockwright.pipeline.choosing import Chosen, best_measured
 from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variant
 from blockwright.pipeline.measuring import kept_blocks, measure_on_selection
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.placing import Placement, dense_weight
 from blockwright.pipeline.presets import MATCHING, REFINED
+from blockwright.pipeline.sweeping import sweep_original
 from blockwright.refine import NewObserver, RefinedSite, refine_blocks
 from blockwright.stream import ActivationFile, Stem
 from blockwright.types import (
