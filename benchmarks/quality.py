@@ -20,6 +20,7 @@ from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.measuring import loss_of, measure_plan, original_on
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
+from blockwright.pipeline.presets import CANDIDATES
 from blockwright.pipeline.refining import refine_plan
 from blockwright.plan import uniform_plans
 from blockwright.progress import SilentProgress
@@ -86,12 +87,17 @@ def figures(run: Run, uniform: Plan, plan: Plan, *, heal: bool) -> dict[str, flo
 
 
 def posed(work: Path, model: Path, seed: int, preset: Preset, bits: float) -> tuple[Run, Problem]:
-    """An opened run and its problem; variants come from the library after the first time."""
+    """An opened run and its problem; variants come from the library after the first time.
+
+    What the preset offers, and the baselines.
+    """
+    offered, baselines = CANDIDATES[preset], [f"{name}:gptq" for name in BASELINES]
     request = FitRequest(
         model=str(model),
         out=work / "unwritten",
         budget=Budget(bits=bits),
         preset=preset,
+        candidates=(*offered, *(name for name in baselines if name not in offered)),
         library=work / "library",
         seed=seed,
     )

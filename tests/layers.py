@@ -30,6 +30,7 @@ class Layer:
             input_samples=X[:64].clone(),
             input_absmax=X.abs().amax(0),
             input_absmean=X.abs().mean(0),
+            cross_gram=gram(X),
             output_gradient=torch.ones(len(self.W_OI)),
         )
 

@@ -84,6 +84,10 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
+    "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
+    "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
+    **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),
+    "cbq": ((("steps", "4"),),),
 }
 """Hyperparameters to try; a method that is not here is tried with its defaults."""
 ROUNDING = ("rtn", "hqq")

@@ -35,8 +35,11 @@ COARSE = ("int2-g32:gptq", "int3-g32:gptq")
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Healing is worth testing where it is kept: few steps, always judged better."""
+    """Healing is worth testing where it is kept: few steps, behind plans that leave it something to
+    do on little text.
+    """
     monkeypatch.setitem(presets.HEALING, Preset.BALANCED, SETTINGS)
+    monkeypatch.setitem(presets.MATCHING, Preset.BALANCED, False)
 
 
 def asked(kind: str, model_folder: ModelFolder, work: Path, **changes: Any) -> FitRequest:
@@ -88,6 +91,39 @@ def test_a_healed_plan_is_closer_to_the_original_on_calibration_text(
         for each in (plan, healed)
     )
     assert after < before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rounding_rate": 0.02}, {"sensitive": True}, {"window": 2, "rounding_rate": 0.02}],
+    ids="-".join,
+)
+def test_codes_windows_and_sensitivity_bring_it_closer_at_the_same_bytes(
+    changes: dict[str, Any], model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    run = opened(asked("llama", model_folder, tmp_path, candidates=COARSE[:1]))
+    plan = planned(run)
+    healed = heal_each_block(run, plan, replace(SETTINGS, **changes))
+    assert healed.healed
+    tensors: dict[str, torch.Tensor] = {}
+    for key in healed.healed.values():
+        tensors |= run.library.tensors(key)
+    codes = {
+        name: t for name, t in tensors.items() if name.endswith("/weight") and "packed" in name
+    }
+    assert bool(codes) == ("rounding_rate" in changes)
+    for name, tensor in codes.items():
+        site = name.split("/")[1]
+        before = run.library.tensors(plan.choices[site].key)["weight"]
+        assert (tensor.dtype, tensor.shape) == (before.dtype, before.shape)
+        assert not torch.equal(tensor, before)
+    (tmp_path / "a").mkdir()
+    original = final_hidden(run.stream(), run, tmp_path / "a")
+    errors = [
+        (final_hidden(plan_stream(run, each), run, tmp_path / "a") - original).square().mean()
+        for each in (plan, healed)
+    ]
+    assert errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -2,7 +2,10 @@
 
 from blockwright.capture.grouping import FoundGroup, find_groups
 from blockwright.capture.observe import BlockObserver, token_counts
+from blockwright.capture.paired import PairedObserver, original_inputs
 from blockwright.capture.reverse import (
+    boundary_moment,
+    gradients_path,
     hidden_mean_square,
     probe_loss,
     reverse_sweep,
@@ -20,12 +23,16 @@ __all__ = [
     "BlockObserver",
     "CapturedBlock",
     "FoundGroup",
+    "PairedObserver",
+    "boundary_moment",
     "capture_tables",
     "find_groups",
     "forward_sweep",
+    "gradients_path",
     "hidden_mean_square",
     "inputs_path",
     "linear_sites",
+    "original_inputs",
     "probe_loss",
     "reverse_sweep",
     "sampled_label_loss",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockwright.errors import FormatError
-from blockwright.types import PackedFormat
+from blockwright.types import PackedFormat, StoredCodes
 
 
 class FormatLinear(nn.Module, ABC):
@@ -140,6 +140,10 @@ class FormatLinear(nn.Module, ABC):
         """Put another tensor in its place, of any dtype and with gradients, for tuning."""
         part, _, leaf = name.rpartition(".")
         setattr(self.get_submodule(part), leaf, tensor)
+
+    def stored_codes(self) -> Mapping[str, StoredCodes]:
+        """Codes that can be tuned; see ``types.PackedLinear``."""
+        return {}
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """The tensors as stored on disk, machine-independent, bias included."""

@@ -27,6 +27,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -45,7 +46,14 @@ from blockwright.numerics.int4_cpu import (
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
-from blockwright.types import FormatLimits, GridFormat, GridSolution, SiteKind, Solution
+from blockwright.types import (
+    AffineFormat,
+    FormatLimits,
+    GridSolution,
+    SiteKind,
+    Solution,
+    StoredCodes,
+)
 
 GROUP_SIZES = (32, 64, 128, 0)
 """0 = the whole row."""
@@ -55,7 +63,7 @@ CHUNK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
-class IntFormat(GridFormat):
+class IntFormat(AffineFormat):
     """``int{bits}-{g<group_size>|row}[-sym]``."""
 
     bits: int
@@ -328,8 +336,13 @@ class IntLinear(FormatLinear):
             return self._matrix.dequantize()
         groups = self.format.groups(self.in_features)
         codes = self._codes(slice(None)).view(self.out_features, groups, -1).float()
-        centered = codes.sub_(self._zero_points(slice(None)).unsqueeze(-1))
+        centered = codes - self._zero_points(slice(None)).unsqueeze(-1)
         return (centered * self._scale().float().unsqueeze(-1)).view(self.shape)
+
+    def stored_codes(self) -> Mapping[str, StoredCodes]:
+        codes_OI, levels = self._codes(slice(None)), 1 << self.format.bits
+        pack = partial(pack_codes, bits=self.format.bits)
+        return {"weight": StoredCodes(codes_OI=codes_OI, levels=levels, pack=pack)}
 
     def dequantize(self) -> Tensor:
         if self._matrix is not None:
@@ -384,7 +397,9 @@ class IntLinear(FormatLinear):
         return self.scale
 
     def _codes(self, rows: slice | Tensor) -> Tensor:
-        """uint8 [rows, I]"""
+        """uint8 [rows, I]; as they were given while they are tuned"""
+        if self.weight is not None and self.weight.is_floating_point():
+            return self.weight[rows]
         if self.weight is None:
             raise RuntimeError("the codes are packed; call restore() first")
         chosen = self.weight.view(self.out_features, -1)[rows]

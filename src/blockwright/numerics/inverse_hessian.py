@@ -56,6 +56,11 @@ def upper_factor(H_II: Tensor, damping: float, *, order: Tensor | None = None) -
     )
 
 
+def damped(H_II: Tensor, damping: float) -> Tensor:
+    """Hd = H + damping * mean(diag H) * I as a new matrix; inputs that never fired get a 1."""
+    return _damped(H_II.float().clone(), damping)
+
+
 def invert_lower(L_II: Tensor) -> None:
     """Replace a lower triangular matrix by its inverse, in place, by halves.
 
@@ -96,7 +101,11 @@ def _damped_reversed(
     if order is None:
         order = torch.arange(len(H_II), device=H_II.device)
     turned = order.flip(0)
-    Hd_II = H_II[turned[:, None], turned].to(dtype)
+    return _damped(H_II[turned[:, None], turned].to(dtype), damping)
+
+
+def _damped(Hd_II: Tensor, damping: float) -> Tensor:
+    """In place."""
     h_I = Hd_II.diagonal()
     dead_I = h_I == 0
     alive = max(int((~dead_I).sum()), 1)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from blockwright.capture import (
+    boundary_moment,
+    gradients_path,
     hidden_mean_square,
     inputs_path,
     probe_loss,
     reverse_sweep,
     sampled_label_loss,
 )
+from blockwright.numerics.inverse_hessian import damped
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.presets import REVERSE_TOKENS
 from blockwright.pipeline.sweeping import sweep_original
 from blockwright.stream import Inputs, Loss, Stem, Stream
 from blockwright.types import Site
+
+BOUNDARY_DAMPING = 0.1
+"""Of a boundary's moment, relative to its mean diagonal: what few gradients say is not all."""
 
 
 def reverse_inputs(run: Run) -> Inputs:
@@ -57,22 +64,47 @@ def output_moments(run: Run) -> dict[str, Tensor]:
 
     What the library has is not computed again; a killed sweep resumes at its block.
     """
-    inputs, key = reverse_inputs(run), moments_key(run)
+    key = moments_key(run)
     blocks = range(run.skeleton.num_blocks)
     found = {index: run.library.arrays(f"moments-{key}-{index}") for index in blocks}
     missing = [index for index, moments in found.items() if moments is None]
-    if missing:
-        with run.progress.stage("measure sensitivity", len(missing), "blocks") as stage:
-            stream = sweep_original(run)
-            folder = run.library.work_folder(f"reverse-{key}")
-            swept = run.library.work_folder(run.statistics_digest)
-            stem = stream.run_stem(inputs, folder / "stem.bin")
-            loss = _loss(run, stream, inputs, stem, swept)
-            for index, moments in reverse_sweep(stream, inputs, stem, swept, folder, loss, missing):
-                run.library.store_arrays(f"moments-{key}-{index}", moments)
-                found[index] = dict(moments)
-                stage.advance()
+    for index, moments in _swept(run, missing):
+        run.library.store_arrays(f"moments-{key}-{index}", moments)
+        found[index] = dict(moments)
     return {site: G_O for moments in found.values() for site, G_O in (moments or {}).items()}
+
+
+def boundary_root(run: Run, index: int) -> Tensor:
+    """R [H, H] with R R^T = F, damped, of the outputs of a block: e -> e R makes plain squared
+    errors of what the loss feels.
+    """
+    inputs = reverse_inputs(run)
+    folder = run.library.work_folder(f"reverse-{moments_key(run)}")
+    stream = run.stream(dtype=run.capture_dtype)
+    stem = stream.run_stem(inputs, folder / "stem.bin")
+    file = stream.file(gradients_path(folder, index + 1), stem)
+    if not file.is_complete(inputs.rows):
+        for _ in _swept(run, [min(index + 1, run.skeleton.num_blocks - 1)]):
+            pass
+    moment_HH = boundary_moment(file, inputs.rows, inputs.batch_size)
+    root_HH: Tensor = torch.linalg.cholesky(damped(moment_HH, BOUNDARY_DAMPING))
+    return root_HH
+
+
+def _swept(run: Run, missing: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+    """The reverse sweep's moments of some blocks; gradients stay in the work folder."""
+    if not missing:
+        return
+    inputs = reverse_inputs(run)
+    with run.progress.stage("measure sensitivity", len(missing), "blocks") as stage:
+        stream = sweep_original(run)
+        folder = run.library.work_folder(f"reverse-{moments_key(run)}")
+        swept = run.library.work_folder(run.statistics_digest)
+        stem = stream.run_stem(inputs, folder / "stem.bin")
+        loss = _loss(run, stream, inputs, stem, swept)
+        for found in reverse_sweep(stream, inputs, stem, swept, folder, loss, missing):
+            yield found
+            stage.advance()
 
 
 def _loss(run: Run, stream: Stream, inputs: Inputs, stem: Stem, swept: Path) -> Loss:

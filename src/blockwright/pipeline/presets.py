@@ -5,17 +5,23 @@ from __future__ import annotations
 from blockwright.tuning import TuningSettings
 from blockwright.types import Candidate, Preset
 
-INTEGERS = ("int2", "int3", "int4", "int5", "int6")
+FEW_BITS, MORE_BITS = ("int2", "int3", "int4"), ("int5", "int6")
+"""Where QuantEase gains, and where GPTQ leaves little to gain."""
+INTEGERS = tuple(
+    (bits, method)
+    for some, method in ((FEW_BITS, "quantease"), (MORE_BITS, "gptq"))
+    for bits in some
+)
 
 CANDIDATES: dict[Preset, tuple[str, ...]] = {
     Preset.FAST: ("int3-g64:gptq", "int4-g128:gptq", "int4-g64:gptq", "int5-g128:rtn", "int8:rtn"),
     Preset.BALANCED: (
-        *(f"{bits}-g64:gptq" for bits in INTEGERS),
-        *(f"{bits}-g128:gptq" for bits in INTEGERS),
+        *(f"{bits}-g64:{method}" for bits, method in INTEGERS),
+        *(f"{bits}-g128:{method}" for bits, method in INTEGERS),
         "int8:rtn",
     ),
     Preset.BEST: (
-        *(f"{bits}-g{group}:gptq" for bits in INTEGERS for group in (32, 64, 128)),
+        *(f"{bits}-g{group}:{method}" for bits, method in INTEGERS for group in (32, 64, 128)),
         "int8-g128:gptq",
         "int8:rtn",
     ),
@@ -29,6 +35,8 @@ ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
 """Most mixed plans that are measured on the selection text."""
 REFINED = {Preset.FAST: False, Preset.BALANCED: True, Preset.BEST: True}
 """Whether the plan and its uniform rival are solved again behind their compressed prefixes."""
+MATCHING = {Preset.FAST: False, Preset.BALANCED: True, Preset.BEST: True}
+"""Whether refinement aims at the original's outputs rather than its weights."""
 HEALING: dict[Preset, TuningSettings | None] = {
     Preset.FAST: None,
     Preset.BALANCED: TuningSettings(steps=32, rate=0.005),

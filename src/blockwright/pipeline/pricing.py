@@ -10,7 +10,14 @@ from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.caching import caches_on_offer
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.opening import Run, open_run
-from blockwright.pipeline.presets import HEALING, MEASURED_TOKENS, REFINED, REVERSE_TOKENS, ROUNDS
+from blockwright.pipeline.presets import (
+    HEALING,
+    MATCHING,
+    MEASURED_TOKENS,
+    REFINED,
+    REVERSE_TOKENS,
+    ROUNDS,
+)
 from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
@@ -60,8 +67,9 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     size = run.original.checkpoint.total_file_bytes
     candidates, preset = max(1, len(run.candidates)), run.request.preset
     plans = 1 + ROUNDS[preset] + _refined_plans(run) + (HEALING[preset] is not None)
-    # one whole forward, and for every group one that ends there
-    refined = blocks * (calibration * costs.capture * (costs.groups + 3) / 2 + costs.load)
+    # one whole forward, and for every group one that ends there (two: the original's beside it)
+    passes = 1 + (2 if MATCHING[preset] else 1) * (costs.groups + 1) / 2
+    refined = blocks * (calibration * costs.capture * passes + costs.load)
     linears = sum(site.kind is SiteKind.LINEAR for site in run.skeleton.sites)
     refined += blocks * costs.build / candidates + linears * costs.store
     variants = sum(len(run.candidates_for(site)) for site in run.skeleton.sites if site.parameter)
@@ -109,7 +117,8 @@ def _healing_seconds(run: Run, costs: UnitCosts) -> float:
         return 0.0
     batch = healing_inputs(inputs, BATCH_TOKENS).batch_size * inputs.values.shape[1]
     judged = (settings.checks + 1) * inputs.values.numel() / LEAST_BATCHES
-    tokens = TUNING_COST * settings.steps * batch + judged + inputs.values.numel()
+    tokens = settings.window * (TUNING_COST * settings.steps * batch + judged)
+    tokens += inputs.values.numel()
     return run.skeleton.num_blocks * (costs.load + tokens * costs.forward)
 
 

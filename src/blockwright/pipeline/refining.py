@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from blockwright.capture import BlockObserver
+from blockwright.capture import BlockObserver, PairedObserver, inputs_path, original_inputs
 from blockwright.library.build import WantedVariant, needs_of
 from blockwright.library.group import SCALE, fill_group
+from blockwright.numerics.matching import matched_weight
 from blockwright.pipeline.building import build_site, wanted_variant
 from blockwright.pipeline.choosing import Chosen, best_measured
 from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variant
 from blockwright.pipeline.measuring import kept_blocks, measure_on_selection
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.placing import Placement, dense_weight
-from blockwright.pipeline.presets import REFINED
-from blockwright.refine import RefinedSite, refine_blocks
+from blockwright.pipeline.presets import MATCHING, REFINED
+from blockwright.pipeline.sweeping import sweep_original
+from blockwright.refine import NewObserver, RefinedSite, refine_blocks
+from blockwright.stream import ActivationFile, Stem
 from blockwright.types import (
     Candidate,
     Choice,
@@ -26,6 +30,7 @@ from blockwright.types import (
     Plan,
     Site,
     SiteKind,
+    Statistic,
     Statistics,
     parameter_name,
 )
@@ -78,7 +83,7 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
         group = groups.get(site.id)
         if run.library.lookup(item.key) is None:
             if group is None:
-                build_site(run, site, W_OI, statistics, [item])
+                build_site(run, site, target_weight(W_OI, statistics), statistics, [item])
             else:
                 refine_group(run, group, placement.keys[site.id], statistics, item)
         return dense_weight(run, site, standing_key(run, plan, item.key, decided[site.id]))
@@ -87,10 +92,17 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
         stream = run.stream(placement.source(), run.capture_dtype, kept_blocks(run, plan))
         with run.progress.stage(f"refine {plan.name}", len(stream.blocks), "blocks") as stage:
             refine_blocks(
-                stream, run.calibration_inputs, folder, chosen, BlockObserver, solve, stage.advance
+                stream,
+                run.calibration_inputs,
+                folder,
+                chosen,
+                observers(run),
+                solve,
+                stage.advance,
             )
 
-    folder = run.library.work_folder("refine-" + digest_of([plan_digest(plan), run.surroundings]))
+    aim = [plan_digest(plan), MATCHING[run.request.preset], run.surroundings]
+    folder = run.library.work_folder("refine-" + digest_of(aim))
     walk(folder)
     if any(run.library.lookup(item.key) is None for item in wanted.values()):
         shutil.rmtree(folder)  # its hidden states outlived the entries: from the first block again
@@ -99,6 +111,34 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
         plan,
         choices={site: _refined_choice(run, plan, site, wanted.get(site)) for site in plan.choices},
     )
+
+
+def observers(run: Run) -> NewObserver:
+    """Makes observers of real inputs; where the preset asks for it, beside the original's."""
+    matched = MATCHING[run.request.preset]
+    if not matched:
+        return lambda sites, stem, needs: BlockObserver(needs)
+    stream = sweep_original(run)
+    folder = run.library.work_folder(run.statistics_digest)
+
+    def observer(sites: Sequence[Site], stem: Stem, needs: Collection[Statistic]) -> BlockObserver:
+        paired = [site for site in sites if site.expert is None]
+        block = paired[0].block if paired else None
+        if not needs or block is None:
+            return BlockObserver(needs)
+        source = ActivationFile(inputs_path(folder, block), stem.row_shape, stream.dtype)
+        inputs = run.calibration_inputs
+        return PairedObserver(needs, original_inputs(stream, paired, stem, source, inputs))
+
+    return observer
+
+
+def target_weight(W_OI: Tensor, statistics: Statistics | None) -> Tensor:
+    """The original weight, or what gives its outputs best on the real inputs."""
+    if statistics is None or statistics.cross_gram is None:
+        return W_OI
+    H_II, C_II = statistics.need(Statistic.INPUT_GRAM), statistics.cross_gram
+    return matched_weight(W_OI, H_II, C_II)
 
 
 def refine_group(
@@ -116,7 +156,7 @@ def refined_variants(run: Run, plan: Plan) -> dict[str, WantedVariant]:
     """Refined variants by site or group: what stands in front of them is the plan itself."""
     sites = by_id(run.skeleton)
     groups = {group.site.id: group for group in groups_of(run)}
-    prefix = plan_digest(plan)
+    prefix = plan_digest(plan) + ("/matched" if MATCHING[run.request.preset] else "")
     found: dict[str, WantedVariant] = {}
     for name, choice in plan.choices.items():
         if not choice.key:

@@ -6,14 +6,16 @@ from blockwright.refine.healing import (
     heal_blocks,
     healing_inputs,
 )
-from blockwright.refine.sequential import RefinedSite, Resolve, refine_blocks
-from blockwright.refine.tunable import TunableBlock
+from blockwright.refine.sequential import NewObserver, RefinedSite, Resolve, refine_blocks
+from blockwright.refine.tunable import Rounding, TunableBlock
 
 __all__ = [
     "LEAST_BATCHES",
     "HealedBlocks",
+    "NewObserver",
     "RefinedSite",
     "Resolve",
+    "Rounding",
     "TunableBlock",
     "heal_blocks",
     "healing_inputs",

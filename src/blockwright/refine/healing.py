@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from blockwright.refine.tunable import TunableBlock
-from blockwright.stream import ActivationFile, Inputs, Stem, Stream
-from blockwright.tuning import Example, Tuned, TuningSettings, tune
+from blockwright.refine.tunable import Rounding, TunableBlock
+from blockwright.stream import ActivationFile, BlockCall, Inputs, Stem, Stream
+from blockwright.tuning import Example, Tuned, TuningSettings, Values, tune
 from blockwright.types import PackedLinear, Site
 
 LARGEST_BATCH = 8
@@ -34,6 +34,11 @@ class HealedBlocks:
     """The block as it stands now: healed, when its result is stored."""
     packed: Callable[[int], Mapping[Site, PackedLinear]]
     """Packed modules of its sites, to be trained."""
+    originals: Callable[[int], Mapping[Site, Tensor]]
+    """Weights [out, in], fp32, that its packed sites stand for; asked for when codes are tuned."""
+    root: Callable[[int], Tensor]
+    """[H, H]: times this, an error of its outputs is as large as the loss feels it; asked for when
+    the settings do."""
     target: Callable[[int, Stem], ActivationFile]
     """Outputs of the original block on original inputs."""
     heal: Callable[[int, Callable[[], Tuned]], None]
@@ -64,8 +69,11 @@ def heal_blocks(
         if position >= start:
             source = stream.file(hidden_path(folder, position), stem)
             if not blocks.is_done(index):
-                batches = StoredBatches(stem, index, source, blocks.target(index, stem), inputs)
-                blocks.heal(index, partial(_tune, stream, index, blocks, batches, settings))
+                window = stream.blocks[position : position + settings.window]
+                target = blocks.target(window[-1], stem)
+                root = blocks.root(window[-1]) if settings.sensitive else None
+                batches = StoredBatches(stem, source, target, inputs, root)
+                blocks.heal(index, partial(_tune, stream, window, blocks, batches, settings))
             stream.run_block(
                 index,
                 blocks.block(index),
@@ -78,13 +86,23 @@ def heal_blocks(
 
 
 class StoredBatches(Sequence[Example]):
-    """Batches of a block, read from disk when they are asked for."""
+    """Batches of a block, read from disk when they are asked for; their arguments are the calls of
+    all blocks.
+    """
 
     def __init__(
-        self, stem: Stem, index: int, source: ActivationFile, target: ActivationFile, inputs: Inputs
+        self,
+        stem: Stem,
+        source: ActivationFile,
+        target: ActivationFile,
+        inputs: Inputs,
+        root: Tensor | None = None,
     ) -> None:
-        """``source``: what stands in front of the block; ``target``: what shall come out."""
-        self._calls = [calls[index] for calls in stem.calls]
+        """``source``: what stands in front of the block; ``target``: what shall come out, times
+        ``root`` [H, H].
+        """
+        self.root = root
+        self._calls = stem.calls
         self._source, self._target, self._inputs = source, target, inputs
 
     def __len__(self) -> int:
@@ -95,21 +113,38 @@ class StoredBatches(Sequence[Example]):
         stop = min(start + self._inputs.batch_size, self._inputs.rows)
         return Example(
             inputs=self._source.read(start, stop),
-            target=self._target.read(start, stop),
+            target=self.seen(self._target.read(start, stop)),
             arguments=self._calls[batch],
         )
+
+    def seen(self, outputs: Tensor) -> Tensor:
+        """Outputs as they are compared."""
+        return outputs if self.root is None else outputs.float() @ self.root
 
 
 def _tune(
     stream: Stream,
-    index: int,
+    window: Sequence[int],
     blocks: HealedBlocks,
-    batches: Sequence[Example],
+    batches: StoredBatches,
     settings: TuningSettings,
 ) -> Tuned:
-    block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index))
-    where = f"block {index}"
-    return tune(block.forward, block.trained, batches, settings, where=where)
+    """Tune the first block of a window towards what comes out of its last."""
+    index, *following = window
+    rounding = None
+    if settings.rounding_rate:
+        pace = settings.rounding_rate / settings.rate
+        rounding = Rounding(blocks.originals(index), pace, settings.rounding_pull)
+    block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index), rounding)
+    behind = {other: stream.block(other).requires_grad_(False) for other in following}
+
+    def forward(values: Values, inputs: Tensor, calls: Sequence[BlockCall]) -> Tensor:
+        outputs = block.forward(values, inputs, calls[index])
+        for other, module in behind.items():
+            outputs = calls[other].run(module, outputs)
+        return batches.seen(outputs)
+
+    return tune(forward, block.trained, batches, settings, where=f"block {index}")
 
 
 def hidden_path(folder: Path, position: int) -> Path:

@@ -43,8 +43,8 @@ Resolve = Callable[[Site, Tensor, Statistics | None], Tensor]
 """Solve a site: its original weight and the statistics of its real inputs -> the weight that now
 stands.
 """
-NewObserver = Callable[[Collection[Statistic]], Gathering]
-"""Makes the observer that gathers given statistics."""
+NewObserver = Callable[[Sequence[Site], Stem, Collection[Statistic]], Gathering]
+"""Makes the observer that gathers given statistics of some sites of a block."""
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def _groups(
     """
     if not sites:
         return ()
-    observer = new_observer(())
+    observer = new_observer(sites, run.stem, ())
     run.forward(observer=observer, watched=sites, batches=1)
     seen = observer.groups()
     reached = {name for group in seen for name in group}
@@ -148,8 +148,8 @@ def _refine_group(
     run: _BlockRun, members: Sequence[RefinedSite], new_observer: NewObserver, solve: Resolve
 ) -> None:
     needs = {name for member in members for name in member.needs}
-    observer = new_observer(needs)
     sites = [member.site for member in members]
+    observer = new_observer(sites, run.stem, needs)
     run.forward(observer=observer, watched=sites)
     statistics = observer.statistics()
     parameters = run.stream.parameters(run.index, run.block)

@@ -3,6 +3,7 @@
 from blockwright.stream.activations import ActivationFile, ActivationWriter
 from blockwright.stream.backward import Loss, block_gradients, head_gradients
 from blockwright.stream.caches import fill_cache
+from blockwright.stream.calls import BlockCall
 from blockwright.stream.executor import BATCH_TOKENS, Around, Inputs, Stem, Stream
 from blockwright.stream.sources import (
     DenseWeight,
@@ -19,6 +20,7 @@ __all__ = [
     "ActivationFile",
     "ActivationWriter",
     "Around",
+    "BlockCall",
     "DenseWeight",
     "FittedFolder",
     "Inputs",

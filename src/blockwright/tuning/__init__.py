@@ -1,18 +1,24 @@
 """The one block tuner: used by methods that learn, by local healing of plans, and by heal."""
 
+from blockwright.tuning.codes import TrainedCodes
+from blockwright.tuning.division import DividedRounding, division_rate
 from blockwright.tuning.gram import gram_error, tune_on_gram
 from blockwright.tuning.loop import Example, Forward, Tuned, TuningSettings, Values, tune
 from blockwright.tuning.soft_rounding import SoftRounding
-from blockwright.tuning.trained import TrainedTensor
+from blockwright.tuning.trained import Trained, TrainedTensor
 
 __all__ = [
+    "DividedRounding",
     "Example",
     "Forward",
     "SoftRounding",
+    "Trained",
+    "TrainedCodes",
     "TrainedTensor",
     "Tuned",
     "TuningSettings",
     "Values",
+    "division_rate",
     "gram_error",
     "tune",
     "tune_on_gram",

@@ -46,6 +46,7 @@ class _GramError(torch.autograd.Function):
         return 2 * gradient * product_OI, None
 
 
+@torch.enable_grad()
 def tune_on_gram(
     weight: Weight,
     trained: Sequence[tuple[Tensor, float]],

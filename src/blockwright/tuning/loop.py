@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import NumericalError
-from blockwright.tuning.trained import TrainedTensor
+from blockwright.tuning.trained import Trained
 
 HELD_EVERY = 5
 """Every fifth batch judges, the others train."""
@@ -68,6 +68,14 @@ class TuningSettings:
     """Probability that an element of the input is the original's (QDrop)."""
     second_target_share: float = 0.0
     """Weight of the second target; the first has the rest."""
+    sensitive: bool = False
+    """Whether outputs are compared by how much the loss feels them."""
+    window: int = 1
+    """Blocks behind which outputs are compared; the first of them is tuned."""
+    rounding_rate: float = 0.0
+    """First learning rate of codes, in code steps; 0: codes stay as they are."""
+    rounding_pull: float = 0.5
+    """Where codes start: share of the way from the code to the original weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +92,7 @@ class Tuned:
 
 def tune(
     forward: Forward,
-    trained: Mapping[str, TrainedTensor],
+    trained: Mapping[str, Trained],
     batches: Sequence[Example],
     settings: TuningSettings,
     *,
@@ -101,7 +109,9 @@ def tune(
     if not math.isfinite(start):
         raise NumericalError(f"{where}: the block has no finite loss before it is tuned")
     best = Tuned(tensors=_snapshot(trained), start_loss=start, loss=start, step=0)
-    optimizer = torch.optim.Adam([item.offset for item in trained.values()], betas=BETAS)
+    optimizer = torch.optim.Adam(
+        [{"params": [item.offset], "pace": item.pace} for item in trained.values()], betas=BETAS
+    )
     draw = torch.Generator().manual_seed(settings.seed)
     checked = check_steps(settings)
     for step, index in enumerate(shuffled(training, settings, draw), start=1):
@@ -110,7 +120,8 @@ def tune(
             loss = loss + extra_loss(_values(trained), step / settings.steps)
         if not torch.isfinite(loss):
             break
-        optimizer.param_groups[0]["lr"] = rate_at(step, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = group["pace"] * rate_at(step, settings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -166,7 +177,7 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
 
 def training_loss(
     forward: Forward,
-    trained: Mapping[str, TrainedTensor],
+    trained: Mapping[str, Trained],
     example: Example,
     settings: TuningSettings,
     draw: torch.Generator,
@@ -191,7 +202,7 @@ def training_loss(
 @torch.no_grad()
 def held_loss(
     forward: Forward,
-    trained: Mapping[str, TrainedTensor],
+    trained: Mapping[str, Trained],
     batches: Sequence[Example],
     held: Sequence[int],
 ) -> float:
@@ -205,9 +216,9 @@ def held_loss(
     return sum(losses) / len(losses)
 
 
-def _values(trained: Mapping[str, TrainedTensor]) -> dict[str, Tensor]:
+def _values(trained: Mapping[str, Trained]) -> dict[str, Tensor]:
     return {name: item.value() for name, item in trained.items()}
 
 
-def _snapshot(trained: Mapping[str, TrainedTensor]) -> dict[str, Tensor]:
+def _snapshot(trained: Mapping[str, Trained]) -> dict[str, Tensor]:
     return {name: item.stored() for name, item in trained.items()}

@@ -14,6 +14,8 @@ is trained is always what will be loaded: the value is rounded to the dtype it i
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,27 @@ FLOOR = 0.1
 """Least unit of an element, as a fraction of the tensor's root mean square."""
 
 
+class Trained(Protocol):
+    """What ``tune`` trains."""
+
+    offset: Tensor
+    """The leaf that the optimizer moves."""
+    pace: float
+    """Its learning rate, as a multiple of that of other tensors."""
+
+    def value(self) -> Tensor:
+        """The current value as it would be stored, in fp32, with a gradient to ``offset``."""
+
+    def stored(self) -> Tensor:
+        """The current value as it is stored."""
+
+
 class TrainedTensor:
     """A floating-point tensor with its trained offset (fp32, in units of its own size)."""
 
     def __init__(self, start: Tensor, *, dtype: torch.dtype | None = None) -> None:
         """``start`` is not modified; ``dtype``: of the result (that of ``start`` by default)."""
+        self.pace = 1.0
         self.dtype = start.dtype if dtype is None else dtype
         self.start = start.detach().float().clone()
         rms = self.start.square().mean().sqrt()

@@ -6,6 +6,7 @@ from blockwright.types.candidate import DROP, KEEP, Candidate
 from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat, SumFormat
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
+    AffineFormat,
     Format,
     Grid,
     GridFormat,
@@ -14,6 +15,7 @@ from blockwright.types.format import (
     OutlierFormat,
     PackedFormat,
     PackedLinear,
+    StoredCodes,
     ValueFormat,
 )
 from blockwright.types.group import Group, group_site
@@ -45,6 +47,7 @@ __all__ = [
     "KEEP",
     "PLAN_VERSION",
     "PROFILE_VERSION",
+    "AffineFormat",
     "Budget",
     "CacheFormat",
     "CacheGrowth",
@@ -93,6 +96,7 @@ __all__ = [
     "Speed",
     "Statistic",
     "Statistics",
+    "StoredCodes",
     "SumFormat",
     "SumSolution",
     "TableRole",

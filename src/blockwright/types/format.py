@@ -8,7 +8,8 @@ same file and is made by ``empty`` (for loading) or ``pack`` (from a method's so
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from blockwright.errors import CandidateError
@@ -106,6 +107,18 @@ class PackedFormat(Format):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredCodes:
+    """Codes of a packed module, unpacked; its weight is affine in each of them."""
+
+    codes_OI: Tensor  # noqa: N815 - shape suffix
+    """uint8 [O, I]"""
+    levels: int
+    """Number of codes."""
+    pack: Callable[[Tensor], Tensor]
+    """uint8 codes [O, I] -> the stored tensor."""
+
+
 class PackedLinear(Protocol):
     """What every packed module offers, a drop-in for ``nn.Linear``: ``formats.FormatLinear``."""
 
@@ -143,7 +156,15 @@ class PackedLinear(Protocol):
         """One of the stored tensors, of the portable module."""
 
     def replace_stored(self, name: str, tensor: Tensor) -> None:
-        """Put another tensor in its place, of any dtype and with gradients, for tuning."""
+        """Put another tensor in its place, of any dtype and with gradients, for tuning.
+
+        Those of ``stored_codes`` may be given unpacked, in floating point.
+        """
+
+    def stored_codes(self) -> Mapping[str, StoredCodes]:
+        """Codes by the name of the stored tensor that holds them; empty where there are none, or
+        values are not affine in them.
+        """
 
     def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the stored tensors; the inverse of ``stored_tensors``."""
@@ -231,3 +252,9 @@ class MixedRowsFormat(PackedFormat):
     @abstractmethod
     def wide_rows(self, out_features: int) -> int:
         """How many rows of so many are wide."""
+
+
+class AffineFormat(GridFormat):
+    """A grid format of uniform grids, W_hat = scale (code - zero_point): ``fit_grid`` gives a
+    ``numerics.grids.AffineGrid``.
+    """

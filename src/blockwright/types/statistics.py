@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ class Statistic(StrEnum):
     """max |x| per input feature, [I] fp32."""
     INPUT_ABSMEAN = "input_absmean"
     """mean |x| per input feature, [I] fp32."""
+    CROSS_GRAM = "cross_gram"
+    """C = E[x0 x^T], [I, I] fp32: x0 = what the original has where x is; behind a compressed prefix
+    alone."""
     OUTPUT_GRADIENT = "output_gradient"
     """G = E[g^2] per output feature, [O] fp32; g = gradient of the summed loss at one token."""
 
@@ -38,7 +41,12 @@ class Statistics:
     input_samples: Tensor | None = None
     input_absmax: Tensor | None = None
     input_absmean: Tensor | None = None
+    cross_gram: Tensor | None = None
     output_gradient: Tensor | None = None
+
+    def with_cross_gram(self, C_II: Tensor) -> Statistics:
+        """The same statistics with ``cross_gram``."""
+        return replace(self, cross_gram=C_II)
 
     def only(self, needs: Collection[Statistic]) -> Statistics:
         """The same statistics without those that were not asked for."""
@@ -49,12 +57,14 @@ class Statistics:
         """What the site sees when its inputs x become x / t, t [I] > 0."""
         gram, samples = self.input_gram, self.input_samples
         absmax, absmean = self.input_absmax, self.input_absmean
+        cross = self.cross_gram
         return Statistics(
             tokens=self.tokens,
             input_gram=None if gram is None else gram / t_I[:, None] / t_I,
             input_samples=None if samples is None else samples / t_I,
             input_absmax=None if absmax is None else absmax / t_I,
             input_absmean=None if absmean is None else absmean / t_I,
+            cross_gram=None if cross is None else cross / t_I[:, None] / t_I,
             output_gradient=self.output_gradient,
         )
 
