@@ -29,7 +29,9 @@ class Unknown(Solution):
 
 
 def weight(shape: tuple[int, int]) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    """bfloat16 numbers, as most checkpoints hold."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    return values.bfloat16().float()
 
 
 def solved(name: str, shape: tuple[int, int] = SHAPES[0]) -> tuple[PackedFormat, Solution]:

@@ -78,6 +78,10 @@ class FormatLinear(nn.Module, ABC):
     def restore(self) -> Self:
         """Change back to the portable tensors, to train or replace them; harmless when repeated."""
 
+    def leave_kernel(self) -> None:
+        """Hold nothing that only this device can use, before a move."""
+        self.restore()
+
     @property
     @abstractmethod
     def kernel(self) -> str:
@@ -179,7 +183,7 @@ class FormatLinear(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert: stored tensors keep their dtypes, only ``dtype`` and the bias change."""
-        self.restore()
+        self.leave_kernel()
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():

@@ -224,6 +224,6 @@ def _packed(
         "stored_tensors": len(tensors),
         "error": error,
         "relative_error": error / energy if energy > 0 else 0.0,
-        "format_spec": job.format.spec(),
+        "format_spec": packed.format.spec(),
     }
     return facts, tensors, errors_O

@@ -73,6 +73,10 @@ class Format(ABC):
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         """Bytes of all tensors stored for a weight of ``(out, in)``, bias left out."""
 
+    def least_bytes(self, shape: tuple[int, int]) -> int:
+        """Fewest bytes that it can take; less than ``stored_bytes`` where values decide."""
+        return self.stored_bytes(shape)
+
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
         """Bytes of the weight's tensors once a folder is loaded on this machine, bias left out.
 
@@ -117,6 +121,14 @@ class StoredCodes:
     """Number of codes."""
     pack: Callable[[Tensor], Tensor]
     """uint8 codes [O, I] -> the stored tensor."""
+
+
+class LosslessFormat(PackedFormat):
+    """A packed format that gives bfloat16 weights back bit for bit.
+
+    Its bytes depend on the values: a named format says the most (``stored_bytes``) and the least
+    (``least_bytes``), the format of a packed module and its spec say what that one takes.
+    """
 
 
 class PackedLinear(Protocol):
