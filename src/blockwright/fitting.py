@@ -14,6 +14,7 @@ def fit(
     *,
     out: str | Path,
     budget: Budget | float | str | None = None,
+    lossless: bool = False,
     plan: str | Path | None = None,
     kv: Sequence[str] = (),
     profile: str | Path | None = None,
@@ -37,9 +38,9 @@ def fit(
     """Fit a model to a budget, or build an edited plan, and write the folder ``out``.
 
     ``model`` is a folder or a hub id.  ``budget`` is a number of bits per weight, a size such as
-    ``"4GB"``, or a ``Budget`` of several limits; leave it out when ``plan`` names a plan file.  The
-    rest is as in ``blockwright fit --help``.  Raises a ``UserError`` of one clear line for bad
-    input; killed at any moment, the same call resumes.
+    ``"4GB"``, or a ``Budget`` of several limits; leave it out when ``plan`` names a plan file, or
+    with ``lossless``, which keeps every bit.  The rest is as in ``blockwright fit --help``.  Raises
+    a ``UserError`` of one clear line for bad input; killed at any moment, the same call resumes.
     """
     from blockwright import pipeline
 
@@ -47,6 +48,7 @@ def fit(
         model=str(model),
         out=Path(out),
         budget=read_budget(budget),
+        lossless=lossless,
         preset=Preset(preset),
         candidates=tuple(candidates),
         calibration=_path(calibration),

@@ -2,6 +2,8 @@
 
 from blockwright.assemble.folder import (
     Layout,
+    Specs,
+    StoredTensors,
     assemble,
     check_free,
     folder_config,
@@ -11,6 +13,8 @@ from blockwright.assemble.folder import (
 
 __all__ = [
     "Layout",
+    "Specs",
+    "StoredTensors",
     "assemble",
     "check_free",
     "folder_config",

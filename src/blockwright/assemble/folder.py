@@ -29,6 +29,8 @@ from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
 from blockwright.types import PackedFormat, Site
 
+Specs = Mapping[str, Mapping[str, Any]]
+"""Site id -> format spec, for every packed site."""
 StoredTensors = Callable[[Site], Mapping[str, Tensor]]
 """The packed tensors of a site, by their name in the format."""
 
@@ -49,8 +51,7 @@ class Layout:
     """What a fitted folder will hold, known before anything is written."""
 
     skeleton: Skeleton
-    specs: Mapping[str, Mapping[str, Any]]
-    """Site id -> format spec, for every packed site."""
+    specs: Specs
     kept_blocks: Sequence[int]
     """Blocks that stay, in order."""
     unused: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)

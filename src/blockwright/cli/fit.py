@@ -25,6 +25,14 @@ def fit(
     ratio: options.Ratio = None,
     ram: options.Ram = None,
     speedup: options.Speedup = None,
+    lossless: Annotated[
+        bool,
+        typer.Option(
+            "--lossless",
+            help="In place of a budget: keep every bit of a bfloat16 model, in about 0.68 of its "
+            "bytes.  Needs no text.",
+        ),
+    ] = False,
     phase: options.PhaseOption = Phase.DECODE,
     batch: options.Batch = 1,
     context: options.Context = DEFAULT_CONTEXT,
@@ -80,8 +88,8 @@ def fit(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fit MODEL to a budget (--bits, --size or --ratio, with or without --ram and --speedup) and
-    write it to --out.
+    """Fit MODEL to a budget (--bits, --size or --ratio, with or without --ram and --speedup; or
+    --lossless) and write it to --out.
 
     Killed at any moment, the same command resumes.  With --recipe, what is given beside it takes
     the place of what the recipe says.
@@ -90,7 +98,7 @@ def fit(
     limits = (bits, size, ratio, ram, speedup)
     if plan is not None:
         options.refuse_limits_beside_plan(*limits)
-    elif recipe is None or limits != (None,) * 5:
+    elif limits != (None,) * 5 or (recipe is None and not lossless):
         budget = options.read_budget(
             bits, size, ratio, ram, speedup, phase=phase, batch=batch, context=context
         )
@@ -100,6 +108,7 @@ def fit(
         model=options.read_model(model, recipe),
         out=out,
         budget=budget,
+        lossless=lossless,
         preset=preset,
         candidates=options.read_candidates(candidates),
         calibration=calibration,
@@ -128,7 +137,7 @@ def fit(
 def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
     """The recipe's request with the ``given`` fields taken from ``asked``.
 
-    A budget takes the place of a plan, and a plan that of a budget.
+    A budget, a plan and ``lossless`` take each other's place.
     """
     read = Recipe.read(recipe).request(
         out=asked.out,
@@ -136,8 +145,8 @@ def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
         recipe=recipe,
         trust_remote_code=asked.trust_remote_code,
     )
-    if {"budget", "plan"} & given:
-        given = given | {"budget", "plan"}
+    if {"budget", "plan", "lossless"} & given:
+        given = given | {"budget", "plan", "lossless"}
     return replace(read, **{name: getattr(asked, name) for name in given})
 
 

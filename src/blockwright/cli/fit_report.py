@@ -31,6 +31,8 @@ def print_fit(result: FitResult) -> None:
     )
     if line := limits_line(result.limits):
         print_line(line)
+    if result.verified_tensors is not None:
+        print_line(f"lossless: {result.verified_tensors} tensors hashed, each bit for bit the same")
     for note in result.notes:
         print_line(f"note: {note}")
     for variant, reason in result.unavailable.items():

@@ -13,6 +13,7 @@ from blockwright.pipeline.caching import cache_notes
 from blockwright.pipeline.curvature import sensitivity_note
 from blockwright.pipeline.editing import adopt_plan
 from blockwright.pipeline.healing import heal_plan
+from blockwright.pipeline.lossless import fit_lossless
 from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
@@ -35,6 +36,8 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     The folder gets its name when all is proved.  Killed at any moment, the same call resumes from
     the library.  Raises ``UserError`` for bad input.
     """
+    if request.lossless:
+        return fit_lossless(request, progress or SilentProgress())
     began = time.monotonic()
     run = open_run(request, progress or SilentProgress())
     check_limits(run)

@@ -12,11 +12,11 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from blockwright import __version__
 from blockwright.pipeline.machine import machine_line
-from blockwright.pipeline.opening import Run
+from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.placing import Placement
 from blockwright.pipeline.proving import PLAN_FILE
 from blockwright.pipeline.recipe import RECIPE_FILE
-from blockwright.types import Candidate, FitResult, Plan, Quality, Speed
+from blockwright.types import Candidate, FitResult, Group, Plan, Quality, Speed
 from blockwright.types.recipe import BUNDLED, portable
 
 CARD_FILE = "README.md"
@@ -24,6 +24,10 @@ INHERITED = ("license", "license_name", "license_link", "language", "pipeline_ta
 """What a fitted model has from its original's card."""
 PIPELINE_TAGS = {"causal-lm": "text-generation", "encoder": "feature-extraction"}
 BUILDERS = {"causal-lm": "AutoModelForCausalLM", "encoder": "AutoModel"}
+REPEATED = (
+    f"`{PLAN_FILE}` says what stands at every site.  `{RECIPE_FILE}` is the run:"
+    f" `blockwright fit --recipe {RECIPE_FILE} --out DIR` repeats it."
+)
 SETTLED = "keep"
 """Candidate of a site that has no entry in the plan."""
 
@@ -36,16 +40,15 @@ def card_text(run: Run, plan: Plan, result: FitResult) -> str:
     sections = [
         f"---\n{front_matter(run, metadata)}\n---",
         f"# {model_name(run)}, fitted to {result.bits_per_weight:.3g} bits per weight",
-        _origin(run, plan),
+        origin_line(run, plan),
         "## Figures",
         figures_table(result),
         _measured_on(run, result),
         "## Load it",
-        _loading(run),
+        loading_note(run),
         "## What was chosen",
-        chosen_table(run, plan),
-        f"`{PLAN_FILE}` says what stands at every site.  `{RECIPE_FILE}` is the run:"
-        f" `blockwright fit --recipe {RECIPE_FILE} --out DIR` repeats it.",
+        chosen_table(run, plan, Placement(run, plan).grouped),
+        REPEATED,
         "## Licence",
         licence_note(run, metadata, reason),
     ]
@@ -65,7 +68,7 @@ def original_metadata(folder: Path) -> tuple[Mapping[str, Any], str]:
     return (metadata, "") if metadata else ({}, "the original's README.md has no front matter")
 
 
-def front_matter(run: Run, metadata: Mapping[str, Any]) -> str:
+def front_matter(run: Opened, metadata: Mapping[str, Any]) -> str:
     """YAML that the hub reads; ``base_model`` only where the original has a name on the hub."""
     source = run.original.source
     named = {"base_model": source.name, "base_model_relation": "quantized"}
@@ -82,7 +85,7 @@ def front_matter(run: Run, metadata: Mapping[str, Any]) -> str:
     return str(data.to_yaml())
 
 
-def model_name(run: Run) -> str:
+def model_name(run: Opened) -> str:
     """The hub's id, or the name of the folder."""
     source = run.original.source
     if portable(source.path).startswith(BUNDLED):
@@ -90,7 +93,7 @@ def model_name(run: Run) -> str:
     return source.name if source.revision else source.path.resolve().name
 
 
-def _origin(run: Run, plan: Plan) -> str:
+def origin_line(run: Opened, plan: Plan) -> str:
     source = run.original.source
     where = f" (revision `{source.revision}`)" if source.revision else ""
     return f"Made by Blockwright {__version__} from {model_name(run)}{where}: {plan.budget} asked."
@@ -152,7 +155,7 @@ def _measured_on(run: Run, result: FitResult) -> str:
     )
 
 
-def _loading(run: Run) -> str:
+def loading_note(run: Opened) -> str:
     builder = BUILDERS[run.skeleton.task]
     return (
         "```python\n"
@@ -164,10 +167,13 @@ def _loading(run: Run) -> str:
     )
 
 
-def chosen_table(run: Run, plan: Plan) -> str:
-    """What stands how often at each kind of place, e.g. ``mlp.down_proj``."""
+def chosen_table(run: Opened, plan: Plan, grouped: Mapping[str, Group]) -> str:
+    """What stands how often at each kind of place, e.g. ``mlp.down_proj``.
+
+    ``grouped``: the chosen group of every member of one.
+    """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    decided = {member: group.site.id for member, group in Placement(run, plan).grouped.items()}
+    decided = {member: group.site.id for member, group in grouped.items()}
     for site in run.skeleton.sites:
         choice = plan.choices.get(decided.get(site.id, site.id))
         if choice is None and not site.parameter:
@@ -183,7 +189,7 @@ def _counted(chosen: Counter[str]) -> str:
     return ", ".join(f"{count} x `{name}`" for name, count in ordered)
 
 
-def licence_note(run: Run, metadata: Mapping[str, Any], reason: str) -> str:
+def licence_note(run: Opened, metadata: Mapping[str, Any], reason: str) -> str:
     """Whose licence it is under, and which of its files came along."""
     files = sorted(
         path.name

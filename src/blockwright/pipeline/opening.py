@@ -68,17 +68,13 @@ class Original:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One fit, opened: what its stages share."""
+class Opened:
+    """One fit's model and library: what it needs even where nothing is calibrated."""
 
     request: FitRequest
     progress: Progress
     original: Original
-    texts: Texts
     library: Library
-    candidates: tuple[Candidate, ...]
-    edited: Plan | None = None
-    """A plan given by the user: only what it names is built."""
 
     @property
     def skeleton(self) -> Skeleton:
@@ -100,6 +96,16 @@ class Run:
             blocks=blocks,
             around=around,
         )
+
+
+@dataclass(frozen=True)
+class Run(Opened):
+    """One fit, opened: what its stages share."""
+
+    texts: Texts
+    candidates: tuple[Candidate, ...]
+    edited: Plan | None = None
+    """A plan given by the user: only what it names is built."""
 
     @property
     def capture_dtype(self) -> torch.dtype:
@@ -155,13 +161,13 @@ class Run:
         return [candidate] if stands and isinstance(resolve(candidate)[0], PackedFormat) else []
 
     def stored_bytes(self, candidate: Candidate, site: Site) -> int:
-        """Bytes of a variant, from its format alone; 0 where the format cannot take the shape."""
+        """Fewest bytes of a variant, from its format alone; 0 where it cannot take the shape."""
         format = resolve(candidate)[0]
         try:
             format.check_shape(site.shape, site.id)
         except FormatError:
             return 0
-        return format.stored_bytes(site.shape)
+        return format.least_bytes(site.shape)
 
     @property
     def counts_tables(self) -> bool:
@@ -191,18 +197,16 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
     """Check the request and open all it names; beside an empty library nothing is written."""
     if request.budget is None and request.plan is None:
         raise BudgetError(
-            "no budget: give --bits, --size or --ratio, and --ram or --speedup; or --plan"
+            "no budget: give --bits, --size or --ratio, and --ram or --speedup; or --plan; or"
+            " --lossless"
         )
-    check_free(request.out)
-    check_device(request.device)
+    set_up(request)
     candidates = tuple(map(Candidate.parse, request.candidates)) or candidates_of(request.preset)
     for candidate in candidates:
         resolve(candidate)
     check_caches(request)
     if len(set(map(str, candidates))) < len(candidates):
         raise CandidateError(f"candidates {', '.join(map(str, candidates))}: one is named twice")
-    torch.set_num_threads(request.threads or len(os.sched_getaffinity(0)))
-    torch.manual_seed(request.seed)
     with progress.stage("open model and texts", 2, "parts") as stage:
         original = open_original(
             request.model, request.revision, request.trust_remote_code, progress
@@ -231,6 +235,14 @@ def check_caches(request: FitRequest) -> None:
             "--kv: formats of KV caches are chosen under a limit on memory; give --ram and"
             " --context, or leave --kv out"
         )
+
+
+def set_up(request: FitRequest) -> None:
+    """Check where results go and what computes; set threads and seed."""
+    check_free(request.out)
+    check_device(request.device)
+    torch.set_num_threads(request.threads or len(os.sched_getaffinity(0)))
+    torch.manual_seed(request.seed)
 
 
 def check_device(device: str) -> None:

@@ -31,7 +31,7 @@ from blockwright.pipeline.dropping import (
 )
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change, original_of_calibration
-from blockwright.pipeline.opening import Run
+from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.types import (
     Choice,
@@ -62,16 +62,16 @@ class Posed:
 def pose_problem(run: Run, built: Built) -> Posed:
     """What the plan is solved from."""
     moments = output_moments(run)
-    options = [_kept(run, site) for site in run.skeleton.sites if site.parameter]
+    options = [kept_option(run, site) for site in run.skeleton.sites if site.parameter]
     records = [(site, record) for site, record in _offered(run, built) if record.available]
     tables = [(site, record) for site, record in records if site.kind is SiteKind.TABLE]
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
-    options += [_option(run, site, r, _predicted(run, r, moments)) for site, r in linears]
+    options += [packed_option(site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
     blocks, unavailable = droppable(run)
     caches = caches_on_offer(run)
     measured, pairs = _measured(run, tables, blocks, caches, {o.site for o in groups})
-    problem = _problem(run, [*options, *groups, *measured])
+    problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
     problem = replace(problem, loss_unit=loss_unit(run), pairs=tuple(pairs))
     unavailable |= unavailable_caches(run)
     return Posed(problem, {**built.unavailable, **unavailable})
@@ -99,7 +99,7 @@ def _measured(
         for site, record in tables:
             choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
             loss = measure_change(run, {site.id: choice}, original)
-            options.append(_option(run, site, record, loss))
+            options.append(packed_option(site, record, loss))
             stage.advance()
         dropped: dict[str, float] = {}
         for site in blocks:
@@ -116,14 +116,14 @@ def _measured(
     return options, pairs
 
 
-def _problem(run: Run, options: Sequence[Option]) -> Problem:
+def problem_of(run: Opened, options: Sequence[Option], statistics: str) -> Problem:
     """The options with what the model has beside them."""
     skeleton = run.skeleton
     replaceable = sum(skeleton.dense_bytes(site) for site in skeleton.sites if site.parameter)
     return Problem(
         model=run.request.model,
         fingerprint=run.original.fingerprint,
-        statistics=run.statistics_digest,
+        statistics=statistics,
         options=tuple(options),
         linear_weights=skeleton.linear_weights,
         fixed_bytes=_fixed_bytes(run, replaceable),
@@ -136,17 +136,17 @@ def declared_problem(run: Run) -> Problem:
     are unknown, and dropped blocks left out.
     """
     sites = [site for site in run.skeleton.sites if site.parameter]
-    options = [_kept(run, site) for site in sites]
+    options = [kept_option(run, site) for site in sites]
     for site in sites:
         for candidate in run.candidates_for(site):
             stored = run.stored_bytes(candidate, site)
             record = VariantRecord(
                 key="", site=site.id, candidate=str(candidate), stored_bytes=stored
             )
-            options += [_option(run, site, record, 0.0)] if stored else []
+            options += [packed_option(site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
     options += [option for offer in caches_on_offer(run) for option in declared_caches(offer)]
-    return _problem(run, options)
+    return problem_of(run, options, run.statistics_digest)
 
 
 def _declared(run: Run, group: Group) -> list[Option]:
@@ -162,7 +162,7 @@ def _declared(run: Run, group: Group) -> list[Option]:
     return [left_to_parts(group.site), *found] if found else []
 
 
-def loss_unit(run: Run) -> str:
+def loss_unit(run: Opened) -> str:
     """Unit of predicted and measured losses."""
     return "nats per token" if run.skeleton.task == "causal-lm" else "squared relative error"
 
@@ -212,7 +212,7 @@ def _group_option(group: Group, record: VariantRecord, loss: float) -> Option:
     )
 
 
-def _kept(run: Run, site: Site) -> Option:
+def kept_option(run: Opened, site: Site) -> Option:
     return Option(
         site=site.id,
         candidate="keep",
@@ -223,7 +223,7 @@ def _kept(run: Run, site: Site) -> Option:
     )
 
 
-def _option(run: Run, site: Site, record: VariantRecord, loss: float) -> Option:
+def packed_option(site: Site, record: VariantRecord, loss: float) -> Option:
     return Option(
         site=site.id,
         candidate=record.candidate,
@@ -246,7 +246,7 @@ def _weights(site: Site) -> int:
     return site.weights if site.kind is SiteKind.LINEAR else 0
 
 
-def _fixed_bytes(run: Run, replaceable: int) -> int:
+def _fixed_bytes(run: Opened, replaceable: int) -> int:
     """Everything that is no site, and an upper estimate of the headers."""
     tied = set(run.skeleton.model.all_tied_weights_keys)
     tensors = {n: t for n, t in run.skeleton.parameters.items() if n not in tied}

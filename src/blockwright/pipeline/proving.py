@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockwright.anatomy import build_skeleton
-from blockwright.assemble import Layout, write_model
+from blockwright.assemble import Layout, Specs, StoredTensors, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
@@ -22,11 +24,13 @@ from blockwright.pipeline.measuring import (
     original_on,
     planned_caches,
 )
-from blockwright.pipeline.opening import Run
+from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.placing import Placement
 from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
 from blockwright.types import KEEP, Plan, Quality, Speed
 
+Caches = Mapping[int, Mapping[str, Any]]
+"""Block -> spec of its KV cache's format."""
 RELOAD_ROWS, RELOAD_TOKENS = 2, 64
 RELOAD_TOLERANCE = 1e-3
 """Largest relative difference of logits between the reloaded folder and the streamed one, both
@@ -58,24 +62,41 @@ def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     """Assemble the plan in an empty folder; returns file bytes, which must keep the budget."""
     placement = Placement(run, plan)
     specs = {site: placement.spec(site) for site in placement.keys}
-    checkpoint = run.original.checkpoint
-    names = run.original.parameters.unused
-    unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
     caches = {block: format.spec() for block, format in planned_caches(plan).items()}
-    layout = Layout(run.skeleton, specs, kept_blocks(run, plan), unused, caches)
-    plan_text = plan.to_text()
-    with run.progress.stage("write the folder", layout.total_bytes / 1e6, "MB") as stage:
-        size = write_model(
-            layout,
-            placement.source(),
-            checkpoint,
-            placement.tensors,
-            folder,
-            {PLAN_FILE: plan_text},
-            lambda written: stage.advance(written / 1e6),
-        )
+    layout = layout_of(run, specs, kept_blocks(run, plan), caches)
+    size = fill_folder(run, layout, placement.source(), placement.tensors, plan, folder)
     check_size(run, size)
     return size
+
+
+def layout_of(
+    run: Opened, specs: Specs, kept: Sequence[int], caches: Caches | None = None
+) -> Layout:
+    """What a folder holds that packs the sites of ``specs`` and keeps some blocks."""
+    checkpoint, names = run.original.checkpoint, run.original.parameters.unused
+    unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
+    return Layout(run.skeleton, specs, kept, unused, caches or {})
+
+
+def fill_folder(
+    run: Opened,
+    layout: Layout,
+    source: WeightSource,
+    stored_tensors: StoredTensors,
+    plan: Plan,
+    folder: Path,
+) -> int:
+    """Write the layout and the plan into an empty folder; returns the safetensors' bytes."""
+    with run.progress.stage("write the folder", layout.total_bytes / 1e6, "MB") as stage:
+        return write_model(
+            layout,
+            source,
+            run.original.checkpoint,
+            stored_tensors,
+            folder,
+            {PLAN_FILE: plan.to_text()},
+            lambda written: stage.advance(written / 1e6),
+        )
 
 
 def check_size(run: Run, size: int) -> None:
@@ -109,7 +130,7 @@ def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
     )
     speed = check_reload(run, out, fitted)
     scratch.unlink()
-    original_speed, notes = _original_speed(run) if request.speed else (None, ())
+    original_speed, notes = time_original(run, _speed_ids(run)) if request.speed else (None, ())
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return Proof(original_quality, quality, uniform_quality, original_speed, speed, size, notes)
 
@@ -144,16 +165,26 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
     stream = open_fitted(out, request.trust_remote_code, request.device, kv=str(KEEP))
     rows = fitted.inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
     inputs = Inputs(fitted.inputs.name, rows, RELOAD_ROWS)
+    return reload_alike(run, out, stream, inputs, fitted.file.path.parent, _speed_ids(run))
+
+
+def reload_alike(
+    run: Opened, out: Path, stream: Stream, inputs: Inputs, work: Path, speed_ids: Tensor
+) -> Speed | None:
+    """Load the folder as a user would, compare its outputs with a stream's, time it if asked.
+
+    Raises ``ModelError`` when they differ.
+    """
     expected = fresh_seconds(run.original.checkpoint.total_file_bytes, 2)
     with run.progress.stage("reload in a fresh process", expected_seconds=expected):
-        target = fitted.file.path.with_name("reload.bin")
+        target = work / "reload.bin"
         target.unlink(missing_ok=True)
         assembled = torch.cat(list(run_to_file(stream, inputs, target).outputs()))
         target.unlink()
         answers = ask_fresh_process(
             loading_of(run, out),
-            speed_ids=_speed_ids(run) if run.request.speed else None,
-            inputs=rows,
+            speed_ids=speed_ids if run.request.speed else None,
+            inputs=inputs.values,
             input_name=inputs.name,
         )
     if answers.outputs is None:
@@ -168,7 +199,7 @@ def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:
     return answers.speed
 
 
-def _original_speed(run: Run) -> tuple[Speed | None, tuple[str, ...]]:
+def time_original(run: Opened, speed_ids: Tensor) -> tuple[Speed | None, tuple[str, ...]]:
     """The original's, alone in a fresh process, where memory allows."""
     if not original_fits(run):
         needed, free = original_needs(run), available_bytes()
@@ -177,20 +208,20 @@ def _original_speed(run: Run) -> tuple[Speed | None, tuple[str, ...]]:
     expected = fresh_seconds(run.original.checkpoint.total_file_bytes, 1)
     with run.progress.stage("time the original", expected_seconds=expected):
         loading = loading_of(run, run.original.source.path)
-        return ask_fresh_process(loading, speed_ids=_speed_ids(run)).speed, ()
+        return ask_fresh_process(loading, speed_ids=speed_ids).speed, ()
 
 
-def original_needs(run: Run) -> float:
+def original_needs(run: Opened) -> float:
     """Bytes of memory to load the whole original."""
     return 1.5 * run.original.checkpoint.total_file_bytes
 
 
-def original_fits(run: Run) -> bool:
+def original_fits(run: Opened) -> bool:
     """Whether the whole original can be loaded."""
     return original_needs(run) <= available_bytes()
 
 
-def loading_of(run: Run, folder: Path) -> Loading:
+def loading_of(run: Opened, folder: Path) -> Loading:
     """How a folder of this run's model is loaded in a fresh process."""
     return Loading(
         folder=folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from blockwright.errors import RecipeError
 from blockwright.pipeline.machine import versions
-from blockwright.pipeline.opening import Run
+from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.proving import PLAN_FILE
 from blockwright.types import FitRequest, Recipe
 
@@ -22,6 +23,16 @@ DECIDES_TEXTS = (
     *("calibration_tokens", "sequence_length", "eval_tokens"),
 )
 """What was changed on the command line is not compared with the recipe's digest."""
+
+
+def lossless_recipe_text(opened: Opened) -> str:
+    """The recipe of a lossless fit as TOML."""
+    request = replace(
+        opened.request,
+        revision=opened.original.source.revision,
+        threads=torch.get_num_threads(),
+    )
+    return Recipe.of(request, model_digest(opened), versions()).to_toml(notes=(HEAD,))
 
 
 def recipe_text(run: Run) -> str:
@@ -50,12 +61,16 @@ def resolved_request(run: Run) -> FitRequest:
 
 def digests_of(run: Run) -> dict[str, str]:
     """Digests of the model's tensors and config, and of the tokens of each text."""
-    return {
-        "model": run.original.fingerprint,
+    return model_digest(run) | {
         "calibration": run.texts.calibration.digest,
         "selection": run.texts.selection.digest,
         "heldout": run.texts.heldout.digest,
     }
+
+
+def model_digest(opened: Opened) -> dict[str, str]:
+    """Digest of the model's tensors and config."""
+    return {"model": opened.original.fingerprint}
 
 
 def check_recipe(run: Run) -> tuple[str, ...]:
@@ -63,14 +78,19 @@ def check_recipe(run: Run) -> tuple[str, ...]:
 
     Returns notes on versions that differ.
     """
+    return compare_with_recipe(run, digests_of(run))
+
+
+def compare_with_recipe(run: Opened, found: Mapping[str, str]) -> tuple[str, ...]:
+    """``check_recipe`` for the digests that a run has; a recipe's others are not asked for."""
     if run.request.recipe is None:
         return ()
     recipe = Recipe.read(run.request.recipe)
-    asked, found = recipe.request(out=run.request.out), digests_of(run)
+    asked = recipe.request(out=run.request.out)
     for name, digest in recipe.digests.items():
         deciding = DECIDES_MODEL if name == "model" else DECIDES_TEXTS
         changed = any(getattr(run.request, key) != getattr(asked, key) for key in deciding)
-        if not changed and digest != found[name]:
+        if not changed and digest != found.get(name, digest):
             what = "model" if name == "model" else f"{name} text"
             raise RecipeError(
                 f"recipe {run.request.recipe}: the {what} is not the one it was made with"

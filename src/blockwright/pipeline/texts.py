@@ -46,8 +46,7 @@ class Texts:
 
 def open_texts(request: FitRequest, folder: Path, skeleton: Skeleton) -> Texts:
     """Read, split and tokenize; ``TextError`` for text that is missing, short or used twice."""
-    if skeleton.task == "vision":
-        raise ModelError(f"{request.model}: fit needs a text model; images are inspected only")
+    check_text_model(request, skeleton)
     tokenizer = load_tokenizer(folder, trust_remote_code=request.trust_remote_code)
     length = sequence_length(request, skeleton)
     documents, notes = choose_documents(request, tokenizer, length)
@@ -71,6 +70,12 @@ def open_texts(request: FitRequest, folder: Path, skeleton: Skeleton) -> Texts:
         for name, tokens in sizes.items()
     }
     return Texts(sets["calibration"], sets["selection"], sets["held-out"], tuple(notes))
+
+
+def check_text_model(request: FitRequest, skeleton: Skeleton) -> None:
+    """Raise ``ModelError`` for a model that does not read text."""
+    if skeleton.task == "vision":
+        raise ModelError(f"{request.model}: fit needs a text model; images are inspected only")
 
 
 def choose_documents(

@@ -57,6 +57,8 @@ def limit_label(limit: AskedLimit) -> str:
 
 def asked(verdict: Verdict) -> list[Figure]:
     """The budget."""
+    if verdict.verified_tensors is not None:
+        return [Figure("every bit", "kept")]
     figures = [Figure(limit_figure(item, item.asked), limit_label(item)) for item in verdict.limits]
     return figures or [
         Figure("a plan", "given as a file", verdict.budget.removeprefix("the plan file "))
@@ -95,6 +97,9 @@ def _gains(verdict: Verdict) -> list[Figure]:
 
 def lost(verdict: Verdict) -> list[Figure]:
     """Quality on the held-out text, against the original."""
+    if verdict.verified_tensors is not None:
+        hashed = f"{verdict.verified_tensors} tensors hashed, each the original's bit for bit"
+        return [Figure("nothing", "no bit", hashed)]
     old, new = verdict.original, verdict.fitted
     moved = (
         f"{old.perplexity:,.3f} → {new.perplexity:,.3f}"
@@ -120,6 +125,9 @@ def sentence(verdict: Verdict) -> str:
         for item in verdict.limits
         if item.got is not None
     ]
+    if verdict.verified_tensors is not None:
+        share = ratio(quotient(verdict.size_bytes, verdict.original_size_bytes))
+        limits = [f"every bit kept in {share} the size"]
     first = ", ".join(limits) or f"plan file built, {verdict.bits_per_weight:.2f} bits per weight"
     new = verdict.fitted
     parts = [

@@ -10,6 +10,7 @@ from blockwright.stream.sources import (
     FittedFolder,
     Substituted,
     WeightSource,
+    part_of,
     weight_of,
     with_weights,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "block_gradients",
     "fill_cache",
     "head_gradients",
+    "part_of",
     "weight_of",
     "with_weights",
 ]

@@ -49,15 +49,19 @@ class Substituted:
 def with_weights(parameter: Tensor, weights: Mapping[Site, Tensor]) -> Tensor:
     """The parameter with the weights [out, in] of some sites written into it."""
     for site, weight in weights.items():
-        place = parameter if site.expert is None else parameter[site.expert]
-        place.copy_(weight.T if site.transposed else weight)
+        part_of(site, parameter).copy_(weight)
     return parameter
 
 
 def weight_of(site: Site, parameter: Tensor) -> Tensor:
     """The site's weight [out, in] inside its parameter, fp32, contiguous."""
+    return part_of(site, parameter).float().contiguous()
+
+
+def part_of(site: Site, parameter: Tensor) -> Tensor:
+    """A view [out, in] of the site's weight inside its parameter."""
     part = parameter if site.expert is None else parameter[site.expert]
-    return (part.T if site.transposed else part).float().contiguous()
+    return part.T if site.transposed else part
 
 
 class FittedFolder:

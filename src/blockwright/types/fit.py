@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from blockwright.errors import BudgetError
 from blockwright.types.budget import Budget
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 
@@ -19,6 +20,13 @@ class Preset(StrEnum):
     BEST = "best"
 
 
+WITHOUT_LOSS = (
+    *("budget", "plan", "candidates", "preset", "calibration", "eval_text", "profile"),
+    *("calibration_tokens", "sampled_share", "sequence_length", "eval_tokens"),
+)
+"""What a lossless fit has no use for: nothing is chosen, calibrated or evaluated."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
     """One fit.  Paths are as the user gave them; None means the default named in the command's
@@ -28,7 +36,9 @@ class FitRequest:
     model: str
     out: Path
     budget: Budget | None
-    """None only when ``plan`` is given."""
+    """None only when ``plan`` or ``lossless`` is given."""
+    lossless: bool = False
+    """Stands where a budget stands: every bit is kept, in as few bytes as that takes."""
     preset: Preset = Preset.BALANCED
     candidates: tuple[str, ...] = ()
     """Empty: those of the preset."""
@@ -56,6 +66,18 @@ class FitRequest:
     """Whether tokens per second and resident memory are measured at the end."""
     recipe: Path | None = None
     """The recipe that this request came from: what it names must be what it was made with."""
+
+    def __post_init__(self) -> None:
+        if not self.lossless:
+            return
+        for item in fields(self):
+            default = None if item.name == "budget" else item.default
+            if item.name in WITHOUT_LOSS and getattr(self, item.name) != default:
+                raise BudgetError(
+                    f"lossless: every bit is kept and nothing is chosen, so"
+                    f" {item.name.replace('_', ' ')} ({getattr(self, item.name)}) has no use; leave"
+                    " it or --lossless out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +117,8 @@ class FitResult:
     unavailable: dict[str, str]
     """``site candidate`` -> reason."""
     limits: LimitFigures
+    verified_tensors: int | None = None
+    """Tensors that were hashed and are bit for bit the original's; None where bits were lost."""
     notes: tuple[str, ...] = ()
     """What the user must know: default texts, steps skipped by name ..."""
 
@@ -123,6 +147,7 @@ class FitResult:
             "peak_rss_bytes": self.peak_rss_bytes,
             "library_hits": self.library_hits,
             "library_misses": self.library_misses,
+            "verified_tensors": self.verified_tensors,
             "unavailable": self.unavailable,
             "notes": list(self.notes),
         }

@@ -128,7 +128,7 @@ class Recipe:
         values = _decode_fields(FitRequest, data, where, NOT_IN_RECIPES)
         for candidate in values.get("candidates", ()):
             Candidate.parse(candidate)
-        if values.get("budget") is None and values.get("plan") is None:
+        if not any(values.get(name) for name in ("budget", "plan", "lossless")):
             raise RecipeError(f"{where}: no budget; give a table [budget] with bits = 4.3, say")
         return cls(values=values, digests=digests, made_with=made_with)
 

@@ -45,6 +45,8 @@ class Verdict:
     uniform_bits_per_weight: float | None
     original_speed: Speed | None
     fitted_speed: Speed | None
+    verified_tensors: int | None = None
+    """Tensors that are bit for bit the original's; None where bits were lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
