@@ -9,6 +9,7 @@ from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.caching import caches_on_offer
 from blockwright.pipeline.grouping import groups_of
+from blockwright.pipeline.lossless_price import price_lossless
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.presets import (
     HEALING,
@@ -47,6 +48,8 @@ RECORD_BYTES = 1_500
 
 def price(request: FitRequest, progress: Progress | None = None) -> Price:
     """Memory, disk and seconds that ``fit`` will take, from one block's capture and builds."""
+    if request.lossless:
+        return price_lossless(request, progress or SilentProgress())
     run = open_run(request, progress or SilentProgress())
     check_limits(run, timed=False)
     scratch = run.library.work_folder(f"probe-{os.getpid()}")
