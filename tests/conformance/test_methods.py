@@ -44,6 +44,7 @@ from tests.layers import Layer, outlier_layer
 GRIDS = (
     *("int2-g32", "int3-g64-sym", "int4-g128", "int4-row", "int6-g32-sym", "int8"),
     *("nf4-g64", "nf3-g32-dq", "affine1-row", "affine3-g64", "fp-e2m1-g64", "dyn8-g128"),
+    "bfp4-b32",
 )
 """Every kind of grid: few and many bits, symmetric or not, groups or rows, uniform or not."""
 STRUCTURES = (
@@ -61,6 +62,7 @@ LADDERS = {
         [f"fp-e2m{bits}-g64" for bits in range(6)],
         [f"llmint8-p{percent}" for percent in range(10)],
         [f"mix-p{percent}-g64" for percent in (5, 10, 20, 50, 90)],
+        [f"bfp{bits}-b64" for bits in range(4, 9)],
         [f"rank-p{percent}" for percent in range(10, 100, 10)],
         [f"rank-r{rank}" for rank in (4, 16, 32, 48)],
         [f"rank-p50+int{bits}" for bits in range(3, 9)],
