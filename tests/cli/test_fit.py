@@ -99,6 +99,18 @@ def test_a_plan_takes_the_place_of_the_budget(
     assert pipeline.requests[0].plan == Path("p.json")
 
 
+def test_lossless_takes_the_place_of_the_budget(
+    command_line: CommandLine, pipeline: RecordingPipeline
+) -> None:
+    assert command_line("fit", "m", "--out", "o", "--lossless").code == 0
+    assert pipeline.requests == [FitRequest(model="m", out=Path("o"), budget=None, lossless=True)]
+    for given in (("--bits", "3"), ("--plan", "p.json"), ("--candidates", "int8")):
+        outcome = command_line("fit", "m", "--out", "o", "--lossless", *given)
+        assert outcome.code == 2
+        assert "lossless: every bit is kept and nothing is chosen" in outcome.err
+    assert len(pipeline.requests) == 1
+
+
 def test_json_is_one_object_with_the_contract_and_stdout_holds_nothing_else(
     command_line: CommandLine, pipeline: RecordingPipeline
 ) -> None:

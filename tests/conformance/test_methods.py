@@ -51,6 +51,7 @@ STRUCTURES = (
     *("bf16", "df11", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
     *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
+    "ksort+bfp8-b32",
 )
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {

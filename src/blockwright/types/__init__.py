@@ -3,7 +3,13 @@
 from blockwright.types.budget import Budget, parse_size
 from blockwright.types.cache import CacheFormat, KeyGroups, cache_block, cache_site
 from blockwright.types.candidate import DROP, KEEP, Candidate
-from blockwright.types.composite import CompositeFormat, FactoredFormat, MaskedFormat, SumFormat
+from blockwright.types.composite import (
+    CompositeFormat,
+    FactoredFormat,
+    MaskedFormat,
+    PermutedFormat,
+    SumFormat,
+)
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
     AffineFormat,
@@ -35,6 +41,7 @@ from blockwright.types.solution import (
     MaskedSolution,
     MixedRowsSolution,
     OutlierSolution,
+    PermutedSolution,
     Solution,
     SumSolution,
 )
@@ -83,6 +90,8 @@ __all__ = [
     "PackedFormat",
     "PackedLinear",
     "Pair",
+    "PermutedFormat",
+    "PermutedSolution",
     "Phase",
     "Plan",
     "Preset",

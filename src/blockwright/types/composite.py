@@ -79,6 +79,13 @@ class FactoredFormat(CompositeFormat):
         return {"left": (out_features, rank), "right": (rank, in_features)}
 
 
+class PermutedFormat(CompositeFormat):
+    """All values, their inputs in another order."""
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        return {"values": shape}
+
+
 class MaskedFormat(CompositeFormat):
     """Zeros that are not stored.  Every row keeps equally many values."""
 

@@ -57,6 +57,20 @@ class FactoredSolution(Solution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PermutedSolution(Solution):
+    """An order of the inputs, and the values in that order."""
+
+    order_I: Tensor  # noqa: N815 - shape suffix
+    """int64 [I]: the input that stands at each place."""
+    values: Solution
+    """[O, I]: W[:, order]."""
+
+    def weight(self) -> Tensor:
+        values = self.values.weight()
+        return values.new_empty(values.shape).index_copy_(1, self.order_I, values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskedSolution(Solution):
     """Kept positions, as many in every row, and their values."""
 
