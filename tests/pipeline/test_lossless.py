@@ -153,6 +153,21 @@ def test_weights_that_no_code_shrinks_are_kept(tmp_path: Path) -> None:
     assert plan["choices"][kept.removesuffix(".weight")]["candidate"] == "keep"
 
 
+def test_a_model_that_shrinks_little_says_where_its_bytes_are(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+
+    def make_some_noise(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "mlp" in name]:
+            exponents = torch.randint(1, 120, tensors[name].shape, dtype=torch.int16)
+            tensors[name] = (exponents << 7).view(torch.bfloat16)
+
+    change_tensors(model, make_some_noise)
+    (note,) = pipeline.fit(asked(model, tmp_path)).notes
+    norms = 2 * 7 * 64
+    assert "of the original's size, where at most 0.72 is usual" in note
+    assert f"bytes {norms} are tensors kept as they are" in note
+
+
 def test_one_wrong_bit_is_found_before_success_is_claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,8 @@ from blockwright.types import (
 )
 
 CANDIDATE = Candidate("df11")
+USUAL_SHARE = 0.72
+"""Of the original's bytes; a model that stays above it is told where they are."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def fit_lossless(request: FitRequest, progress: Progress) -> FitResult:
     with unfinished_folder(request.out) as folder:
         write_coded(opened, layout, packed.records, plan, folder)
         proof = prove_lossless(opened, layout, folder)
+        notes = (*notes, *size_notes(opened, layout, proof.size_bytes))
         result = lossless_result(
             opened, plan, proof, hits=packed.hits, misses=packed.misses, notes=notes, began=began
         )
@@ -188,6 +191,22 @@ def write_coded(
             f"{opened.request.model} would not shrink without loss: {original} bytes became {size};"
             " give a budget instead (--bits, --size)"
         )
+
+
+def size_notes(opened: Opened, layout: Layout, size: int) -> tuple[str, ...]:
+    """Where the bytes are, of a model that shrinks less than others do."""
+    original = opened.original.checkpoint.total_file_bytes
+    if size <= USUAL_SHARE * original:
+        return ()
+    names = [name for name in layout.parameters() if name not in layout.packed_sites]
+    kept = sum(opened.skeleton.parameters[name].nbytes for name in names)
+    unused = sum(opened.original.checkpoint.nbytes(name) for name in layout.unused)
+    headers = size - layout.total_bytes
+    return (
+        f"{size / original:.2f} of the original's size, where at most {USUAL_SHARE} is usual: of"
+        f" {size} bytes {kept + unused} are tensors kept as they are, {headers} are headers, the"
+        " rest are coded weights",
+    )
 
 
 def _code(opened: Opened, parameter: str, wanted: Mapping[Site, Mapping[str, object]]) -> None:

@@ -28,6 +28,7 @@ from blockwright.types import (
     CacheFormat,
     Candidate,
     FitRequest,
+    Format,
     PackedFormat,
     Plan,
     Site,
@@ -161,13 +162,16 @@ class Run(Opened):
         return [candidate] if stands and isinstance(resolve(candidate)[0], PackedFormat) else []
 
     def stored_bytes(self, candidate: Candidate, site: Site) -> int:
-        """Fewest bytes of a variant, from its format alone; 0 where it cannot take the shape."""
+        """Bytes of a variant, from its format alone: the most, where values decide; 0 where the
+        format cannot take the shape.
+        """
         format = resolve(candidate)[0]
-        try:
-            format.check_shape(site.shape, site.id)
-        except FormatError:
-            return 0
-        return format.least_bytes(site.shape)
+        return format.stored_bytes(site.shape) if _fits(format, site) else 0
+
+    def least_bytes(self, candidate: Candidate, site: Site) -> int:
+        """The fewest that they can be."""
+        format = resolve(candidate)[0]
+        return format.least_bytes(site.shape) if _fits(format, site) else 0
 
     @property
     def counts_tables(self) -> bool:
@@ -235,6 +239,14 @@ def check_caches(request: FitRequest) -> None:
             "--kv: formats of KV caches are chosen under a limit on memory; give --ram and"
             " --context, or leave --kv out"
         )
+
+
+def _fits(format: Format, site: Site) -> bool:
+    try:
+        format.check_shape(site.shape, site.id)
+    except FormatError:
+        return False
+    return True
 
 
 def set_up(request: FitRequest) -> None:

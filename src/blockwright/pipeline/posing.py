@@ -139,7 +139,7 @@ def declared_problem(run: Run) -> Problem:
     options = [kept_option(run, site) for site in sites]
     for site in sites:
         for candidate in run.candidates_for(site):
-            stored = run.stored_bytes(candidate, site)
+            stored = run.least_bytes(candidate, site)
             record = VariantRecord(
                 key="", site=site.id, candidate=str(candidate), stored_bytes=stored
             )
@@ -153,7 +153,7 @@ def _declared(run: Run, group: Group) -> list[Option]:
     """The options of a group with the bytes that formats declare, its losses unknown."""
     found = []
     for candidate in [] if group.refused else run.candidates_for(group.site):
-        stored = [run.stored_bytes(candidate, member) for member in group.members]
+        stored = [run.least_bytes(candidate, member) for member in group.members]
         if all(stored):
             record = VariantRecord(
                 key="", site=group.site.id, candidate=str(candidate), stored_bytes=sum(stored)
