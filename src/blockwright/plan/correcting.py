@@ -32,13 +32,16 @@ def kind_of(option: Option) -> str:
 
 
 def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, float]:
-    """Kind of site -> factor, from plans measured on the selection text."""
+    """Kind of site -> factor, from plans measured on the selection text.
+
+    A plan that lost nothing there (everything stored without loss) tells no ratio.
+    """
     options = {(option.site, option.candidate): option for option in problem.options}
     dropping = [pair for pair in problem.pairs if set(pair.candidates) == {"drop"}]
     kinds = sorted({kind_of(option) for option in problem.options})
     place = {kind: index for index, kind in enumerate(kinds)}
     rows = []
-    for plan in measured:
+    for plan in (each for each in measured if each.measured[MEASURED] > 0):
         share_K = np.zeros(len(kinds))
         for site, choice in plan.choices.items():
             option = options[site, choice.candidate]

@@ -11,7 +11,7 @@ Units:   error = 0.  Cost = bytes as stored.
 Needs:   nothing.   Fills: lossless formats.
 Cost:    time O(O I), memory two copies of W.
 Differs from the paper: nothing known.
-Raises:  NumericalError when a weight is no bfloat16 number (or NaN).
+Raises:  NumericalError when a weight is not finite, or no bfloat16 number.
 Checked: tests/claims/test_lossless.py: no bit changes.
 """
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import NumericalError
+from blockwright.methods.quantize._range_search import check_finite
 from blockwright.types import (
     DenseSolution,
     Format,
@@ -48,6 +49,7 @@ class Exact(LinearMethod):
         return frozenset()
 
     def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> DenseSolution:
+        check_finite(W_OI)
         values = W_OI.to(torch.bfloat16)
         changed = int((values.float() != W_OI).sum())
         if changed:
