@@ -21,7 +21,7 @@ class Preset(StrEnum):
 
 
 WITHOUT_LOSS = (
-    *("budget", "plan", "candidates", "preset", "calibration", "eval_text", "profile"),
+    *("budget", "plan", "candidates", "preset", "calibration", "eval_text", "profile", "kv"),
     *("calibration_tokens", "sampled_share", "sequence_length", "eval_tokens"),
 )
 """What a lossless fit has no use for: nothing is chosen, calibrated or evaluated."""
