@@ -140,7 +140,6 @@ def plan_rows(setting: Setting, seed: int, format: str, rival: str, bits: float)
             "bits": result.bits_per_weight,
             "kl": result.fitted.kl_divergence,
             "fit_seconds": result.seconds,
-            "peak_bytes": result.peak_rss_bytes,
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import venv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,8 @@ def installs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(environments.subprocess, "run", run)
-    monkeypatch.setattr(environments.venv, "create", lambda folder, **_: folder.mkdir(parents=True))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(venv, "create", lambda folder, **_: folder.mkdir(parents=True))
     return commands
 
 
@@ -89,19 +90,19 @@ def test_other_requirements_make_it_anew(
 def test_a_failed_installation_is_one_line_and_is_tried_again(
     installs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    working = environments.subprocess.run
+    working = subprocess.run
 
     def fail(command: list[str], stdout: Any, **_: Any) -> subprocess.CompletedProcess[str]:
         stdout.write("looking\nERROR: no such package\n")
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(environments.subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(
         UserError, match=r"peer hqq: pip .*ERROR: no such package.*--peers"
     ) as error:
         ensure_environment(ENVIRONMENTS["hqq"], tmp_path)
     assert "\n" not in str(error.value)
-    monkeypatch.setattr(environments.subprocess, "run", working)
+    monkeypatch.setattr(subprocess, "run", working)
     ensure_environment(ENVIRONMENTS["hqq"], tmp_path)
     assert len(installs) == 1
 

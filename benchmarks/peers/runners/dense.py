@@ -27,7 +27,8 @@ TOLERANCE = 0.02
 
 def read_tokens(job: Job) -> Tensor:
     """Calibration tokens, int64 [rows, T]."""
-    return load_file(job.tokens)["ids"]
+    ids: Tensor = load_file(job.tokens)["ids"]
+    return ids
 
 
 def quantized_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -42,7 +43,7 @@ def dense_weight(module: Any, in_features: int, dtype: torch.dtype) -> Tensor:
     """W [out, in], fp32: what the module's own forward multiplies ``dtype`` inputs by."""
     bias, module.bias = module.bias, None
     try:
-        W_IO = module(torch.eye(in_features, dtype=dtype))
+        W_IO: Tensor = module(torch.eye(in_features, dtype=dtype))
     finally:
         module.bias = bias
     return W_IO.float().T.contiguous()
