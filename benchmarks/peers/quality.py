@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +58,11 @@ Row = dict[str, Any]
 
 def run(setting: Setting) -> Row:
     """Rows of everybody by format and seed, and the ratios of their means."""
-    rows = [row for seed in setting.seeds for row in peer_rows(setting, seed)]
+    rows = [told(row) for seed in setting.seeds for row in peer_rows(setting, seed)]
     for format in setting.formats:
         for rival, bits in rivals(rows, format).items():
             for seed in setting.seeds:
-                rows += plan_rows(setting, seed, format, rival, bits)
+                rows += map(told, plan_rows(setting, seed, format, rival, bits))
     return {
         "model": setting.model,
         "held_out": "the shipped held-out text",
@@ -70,6 +71,15 @@ def run(setting: Setting) -> Row:
         "rows": rows,
         "ratios": ratios(rows),
     }
+
+
+def told(row: Row) -> Row:
+    """The row, said on stderr: the whole takes hours."""
+    figures = f"{row['bits']:.3f} bits per weight, KL {row['kl']:.5f}"
+    print(
+        f"{row['format']}, seed {row['seed']}, {row['who']}: {figures}", file=sys.stderr, flush=True
+    )
+    return row
 
 
 def peer_rows(setting: Setting, seed: int) -> Iterator[Row]:

@@ -65,7 +65,11 @@ def main(job: Job) -> None:
 
 
 def dense_folder(job: Job, packed: Path) -> float:
-    """Write the dense weights of what was saved; the difference of logits."""
+    """Write the dense weights of what was saved; the difference of logits.
+
+    Eagerly: it would compile the unpacking for every shape, which takes minutes.
+    """
+    torch.compiler.set_stance("force_eager")
     model = GPTQModel.load(str(packed), backend=BACKEND.GPTQ_TORCH, device="cpu").model.eval()
     dtype = next(model.parameters()).dtype
     dense = {n: dense_weight(m, m.in_features, dtype) for n, m in quantized_modules(model)}
