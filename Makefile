@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types architecture check claims claims-long bench figures docs picture clean
+.PHONY: help setup demo test lint types architecture check claims claims-long bench bench-peers figures docs picture clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -34,6 +34,8 @@ claims-long: $(STAMP) ## the same with the statistical claims, dated
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/claims -m claim --durations=5 --soft --claims-record .
 bench: $(STAMP) ## measure speed and memory; writes JSON under build/bench
 	@$(BIN)/python -m benchmarks --out build/bench
+bench-peers: $(STAMP) ## measure GPTQModel, AutoRound and HQQ at their own bytes, each in its own environment
+	@$(BIN)/python -m benchmarks.peers --out build/bench-peers
 figures: $(STAMP) ## write the README's figures from build/bench
 	@$(BIN)/python -m benchmarks.readme build/bench
 docs: $(STAMP) ## write docs/cli.md from the commands

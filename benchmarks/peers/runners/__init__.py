@@ -1,0 +1,1 @@
+"""One script per peer; each runs in that peer's environment: ``python -m ... JOB.json``."""
