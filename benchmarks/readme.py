@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -71,21 +72,21 @@ def quality(figures: Figures) -> str:
     """Mixed plans against uniform GPTQ at equal bytes."""
     rows = []
     for name, row in figures.items():
-        seeds = row["seeds"]
-        uniform, plan = (
-            sum(seed[key] for seed in seeds) / len(seeds) for key in ("kl_uniform", "kl_plan")
-        )
+        rounds = row["seeds"]
+        uniform, plan = (mean(each[key] for each in rounds) for key in ("kl_uniform", "kl_plan"))
         rows.append(
             [
-                f"{name}, {seeds[0]['bits_plan']:.2f} bits",
+                f"{name}, plan of {rounds[0]['bits_plan']:.2f} bits",
                 f"{uniform:.5f}",
                 f"{plan:.5f}",
                 f"{row['kl_ratio']:.2f}x",
                 f"{row['kl_ratio_bound']}x",
             ]
         )
-    head = ("at the bytes of uniform", "its KL (GPTQ)", "KL of the plan", "ratio", "promised")
-    return table(head, rows)
+    count = len(next(iter(figures.values()))["seeds"])
+    seeds = f"mean of {count} seeds" if count > 1 else "one seed"
+    what = f"bundled model, held-out text, {seeds}"
+    return table((what, "KL of uniform GPTQ", "KL of the plan", "ratio", "promised"), rows)
 
 
 def speedup(figures: Figures) -> str:
