@@ -50,7 +50,6 @@ def asked(model_folder: ModelFolder, tmp_path: Path) -> FitRequest:
     return request(model, tmp_path, **options)
 
 
-@pytest.mark.fresh
 def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
     asked: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +63,13 @@ def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
         held = {"library_bytes": 0, "loaded_bytes": 0, "resident_bytes": 0}
         return TimedFolder(least_ns=1600, **held), TimedFolder(least_ns=1000, **held)
 
+    def alone(loading: Loading, workload: Workload) -> TimedFolder:
+        assert workload == BUDGET.workload
+        assert (loading.folder / "config.json").is_file()
+        return TimedFolder(least_ns=1000, library_bytes=5, loaded_bytes=9, resident_bytes=12)
+
     monkeypatch.setattr(timing, "time_in_turn", in_turn)
+    monkeypatch.setattr(timing, "time_folder", alone)
     result = pipeline.fit(asked)
     plan = Plan.read(result.plan_path)
     assert plan.limits == {"bits": 7, "ram_bytes": 30_000_000, "speedup": 1.5}
@@ -78,7 +83,7 @@ def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
     assert figures["speedup_measured"] == pytest.approx(1.6)
     assert figures["speedup_predicted"] == plan.speedup
     assert figures["profile"] == digest
-    assert figures["ram_bytes_measured"] > 0
+    assert figures["ram_bytes_measured"] == 7
     assert not timed[0].exists()
 
     shutil.copytree(asked.out, tmp_path / "first")

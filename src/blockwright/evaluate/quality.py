@@ -34,21 +34,22 @@ def run_to_file(
     """Run all blocks; ``target`` gets the last one's outputs.  A finished file is not computed
     again.  ``advance`` is called after each block.
     """
-    scratch = target.with_suffix(".first")
+    scratch = target.with_suffix(".first") if stream.blocks else target
     stem = stream.run_stem(inputs, scratch)
     final = stream.file(target, stem)
     if not final.is_complete(inputs.rows):
         current = scratch
         for position, index in enumerate(stream.blocks):
-            following = target.with_suffix(f".{position % 2}")
+            last = position == len(stream.blocks) - 1
+            following = target if last else target.with_suffix(f".{position % 2}")
             block, source = stream.block(index), stream.file(current, stem)
             batches = source.batches(inputs.rows, inputs.batch_size)
             stream.run_block(index, block, stem, batches, output=following)
             current.unlink()
             current = following
             advance()
-        current.replace(target)
-    scratch.unlink(missing_ok=True)
+    if scratch != target:
+        scratch.unlink(missing_ok=True)
     return FinalHidden(stream, inputs, stem, final)
 
 

@@ -53,6 +53,7 @@ from blockwright.numerics.losses import row_errors
 from blockwright.numerics.ranges import SCALE_DTYPE
 from blockwright.numerics.scale_refit import refit_scales
 from blockwright.types import (
+    AffineFormat,
     Format,
     Grid,
     GridFormat,
@@ -107,12 +108,13 @@ class QuantEase(LinearMethod):
         order = torch.argsort(input_energy(statistics), descending=True, stable=True)
         H_II = statistics.need(Statistic.INPUT_GRAM)
         U_II = upper_factor(H_II, self.damping, order=order)
-        layer = _Layer(W_OI, damped(H_II, self.damping), U_II, order)
+        H_II = damped(H_II, self.damping)
         for format in formats:
             if not isinstance(format, GridFormat):
                 raise CandidateError(f"quantease cannot fill {format.name}: it fills grid formats")
+            layer = _Layer(W_OI, H_II, U_II, order, isinstance(format, AffineFormat))
             best = _Best(layer, layer.swept(format.fit_grid(W_OI)))
-            for _ in range(self.rounds if isinstance(best.grid, AffineGrid) else 0):
+            for _ in range(self.rounds if layer.free_scales else 0):
                 best.take(layer.swept(layer.refitted(best.last).grid))
             for _ in range(self.passes):
                 best.take(layer.refitted(layer.descended(best.last)))
@@ -128,6 +130,8 @@ class _Layer:
     U_II: Tensor
     """Of the inverse, in ``order``."""
     order: Tensor
+    free_scales: bool
+    """Whether the format stores any scale."""
 
     def swept(self, grid: Grid) -> GridSolution:
         """GPTQ on a given grid."""
@@ -145,15 +149,15 @@ class _Layer:
         return self._encoded(Q_IO, last.grid)
 
     def refitted(self, last: GridSolution) -> GridSolution:
-        """The codes with their best scales; as it is where the grid has none."""
-        if not isinstance(last.grid, AffineGrid):
+        """The codes with their best scales; as it is where scales are not free."""
+        if not self.free_scales or not isinstance(last.grid, AffineGrid):
             return last
         grid = refit_scales(self.W_OI, last.codes_OI, last.grid, self.H_II)
         return GridSolution(codes_OI=last.codes_OI, grid=grid)
 
     def unbiased(self, found: GridSolution) -> GridSolution:
         """Rows scaled so that E[y_hat y] = E[y^2]; least squares leaves the former smaller."""
-        if not isinstance(found.grid, AffineGrid):
+        if not self.free_scales or not isinstance(found.grid, AffineGrid):
             return found
         P_OI = self.W_OI @ self.H_II
         wanted_O = (P_OI * self.W_OI).sum(1)
