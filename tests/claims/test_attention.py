@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -286,6 +287,7 @@ def test_moba_is_masked_attention() -> float:
 # -- small blocks
 
 
+@pytest.mark.slow
 @claim(
     method="moba_fine",
     family="attention",

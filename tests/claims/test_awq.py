@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 from blockwright.methods.quantize.awq import Awq
@@ -77,6 +78,7 @@ def test_scales_add_to_gptq(seed: int) -> Iterator[float]:
         yield scaled_error(Awq(), Gptq(), layer, format) / error(Gptq(), layer, format)
 
 
+@pytest.mark.slow
 @claim(
     method="awq",
     says="the grid holds alpha = 0, so calibration loss is never above rounding to nearest's",

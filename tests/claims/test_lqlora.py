@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,6 +44,7 @@ def weight_error(W_hat_OI: Tensor, W_OI: Tensor) -> float:
     return float((W_hat_OI - W_OI).norm())
 
 
+@pytest.mark.slow
 @claim(
     method="lqlora",
     says="where weights have large directions, few bits and a product lose less than the bits",
@@ -89,6 +91,7 @@ def test_it_beats_a_product_of_the_rounding_error(seed: int) -> Iterator[float]:
         yield weight_error(plain(seed, bits), W) / afterwards
 
 
+@pytest.mark.slow
 @claim(
     method="lqlora",
     says="a product in the metric of the inputs is worth far more at the output",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -193,6 +194,7 @@ def test_gptq_on_correlated_inputs() -> Iterator[float]:
     return against_rtn(Gptq(), synth_layer)
 
 
+@pytest.mark.slow
 @claim(
     method="gptq",
     paper=Gptq.paper,
@@ -236,6 +238,7 @@ def _column_loops(layer_of: Callable[[int], Layer]) -> Iterator[tuple[float, flo
                 yield same, losses[0] / losses[1] - 1
 
 
+@pytest.mark.slow
 @claim(
     method="gptq",
     paper=Gptq.paper,
@@ -248,6 +251,7 @@ def test_lazy_tiles_choose_the_codes_of_the_column_loop() -> Iterator[float]:
     return (same for same, _ in column_loops(outlier_layer))
 
 
+@pytest.mark.slow
 @claim(
     method="gptq",
     paper=Gptq.paper,

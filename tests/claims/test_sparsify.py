@@ -182,6 +182,7 @@ def test_sparsegpt_beats_wanda() -> Iterator[float]:
             )
 
 
+@pytest.mark.slow
 @claim(
     method="sparsegpt",
     paper=Sparsegpt.paper,
@@ -215,6 +216,7 @@ def test_two_sweeps_beat_the_joint_one() -> Iterator[float]:
 # -- card 0, masked refit
 
 
+@pytest.mark.slow
 @claim(
     method="wanda",
     paper=OURS,
@@ -254,6 +256,7 @@ def test_the_refit_solves_the_normal_equations() -> Iterator[float]:
             yield float(residual.norm() / ((W @ Hd) * mask).norm())
 
 
+@pytest.mark.slow
 @claim(
     method="wanda",
     paper=OURS,
@@ -270,6 +273,7 @@ def test_the_refit_halves_the_error() -> Iterator[float]:
                 yield error(Wanda(), layer, name) / error(Wanda(refit=False), layer, name)
 
 
+@pytest.mark.slow
 @claim(
     method="wanda",
     paper=OURS,
