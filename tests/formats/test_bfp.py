@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError, NumericalError
-from blockwright.formats.bfp import BfpFormat, BfpLinear
+from blockwright.formats._grouped import GroupedLinear
+from blockwright.formats.bfp import BfpFormat
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.block_floating_point import round_to_bfp
 from blockwright.registry import format_named
@@ -18,7 +19,7 @@ def weight(*shape: int) -> Tensor:
     return 0.02 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def packed(name: str, W: Tensor) -> BfpLinear:
+def packed(name: str, W: Tensor) -> GroupedLinear:
     format = BfpFormat.parse(name)
     grid = format.fit_grid(W)
     solution = GridSolution(codes_OI=grid.encode(W, slice(None)), grid=grid)
@@ -43,9 +44,9 @@ def test_bytes_are_mantissas_and_an_exponent_per_group(name: str) -> None:
 
 def test_the_kernel_is_that_of_integers() -> None:
     for name in ("bfp4-b32", "bfp8-b128"):
-        module, integers = packed(name, weight(32, 256)), format_named(name)
-        assert isinstance(integers, BfpFormat)
-        empty = integers.integers.empty((32, 256), bias=False, dtype=torch.bfloat16, device="cpu")
+        module, format = packed(name, weight(32, 256)), BfpFormat.parse(name)
+        integers = IntFormat(format.bits, format.group_size, symmetric=True)
+        empty = integers.empty((32, 256), bias=False, dtype=torch.bfloat16, device="cpu")
         assert module.kernel == empty.kernel
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats.int import GROUP_SIZES, IntFormat, IntLinear
+from blockwright.formats._grouped import GROUP_SIZES, GroupedLinear
+from blockwright.formats.int import IntFormat, IntLinear
 from blockwright.numerics.int4_cpu import Int4Matrix, tile_layout
 from blockwright.types import GridSolution
 
@@ -27,7 +28,7 @@ def packed(
     *,
     bias: bool = True,
     dtype: torch.dtype = torch.bfloat16,
-) -> IntLinear:
+) -> GroupedLinear:
     generator = torch.Generator().manual_seed(shape[0])
     W = torch.randn(shape, generator=generator) * 0.02 + 0.005
     format = IntFormat.parse(name)
@@ -192,7 +193,7 @@ def test_a_wrong_number_of_inputs_is_refused() -> None:
 
 
 def test_portable_products_agree_in_working_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.formats.int.CHUNK_WEIGHTS", 500)
+    monkeypatch.setattr("blockwright.formats._grouped.CHUNK_WEIGHTS", 500)
     module = packed("int4-row", (21, 33))
     assert module.kernel == "dequantize"
     x = inputs(5, 33)
@@ -219,7 +220,7 @@ def test_gradients_to_the_input_are_those_of_the_dense_weight(path: str, prepare
 @pytest.mark.parametrize("name", ["int4-g32", "int8"])
 def test_gradients_reach_the_scale(name: str) -> None:
     module = packed(name, (4, 32), dtype=torch.float32)
-    scale = module._scale().float().requires_grad_()
+    scale = module.get_buffer("scale").float().requires_grad_()
     module.scale = scale
     x = inputs(3, 32, torch.float32)
     for y in (module.differentiable(x), module(x)):
@@ -236,7 +237,7 @@ def test_gradients_reach_the_scale(name: str) -> None:
 
 def test_a_module_whose_scale_is_trained_stays_portable() -> None:
     module = packed("int4-g32")
-    module._scale().requires_grad_()
+    module.get_buffer("scale").requires_grad_()
     assert module.prepare()._matrix is None
     with torch.no_grad():
         assert relative(module(inputs(3)), module.reference(inputs(3))) < 1e-2
@@ -294,7 +295,7 @@ def test_changing_state_in_inference_mode_makes_ordinary_tensors() -> None:
         module.restore()
     if isinstance(matrix, Int4Matrix):
         assert not any(tensor.is_inference() for tensor in (*matrix.planes, *matrix.scale_zero))
-    scale = module._scale().requires_grad_()
+    scale = module.get_buffer("scale").requires_grad_()
     module(inputs(1)).sum().backward()
     assert scale.grad is not None
 
@@ -329,7 +330,7 @@ def test_moving_and_converting_keep_the_stored_tensors() -> None:
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         module.to(dtype)
         assert module.dtype == dtype
-        assert module._scale().dtype == torch.bfloat16
+        assert module.get_buffer("scale").dtype == torch.bfloat16
         assert all(torch.equal(module.stored_weight()[key], before[key]) for key in before)
         assert module.bias is not None
         assert module.bias.dtype == dtype

@@ -6,6 +6,7 @@ bytes, states, chunked products and gradients are here.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
@@ -17,6 +18,7 @@ from torch import Tensor
 from blockwright.errors import FormatError
 from blockwright.formats._linear import FormatLinear, frozen_product
 from blockwright.numerics.int4_cpu import Int4Matrix
+from blockwright.numerics.int8_cpu import Int8Matrix
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.types import FormatLimits, GridFormat, SiteKind
 
@@ -26,7 +28,9 @@ GROUP_NAME = r"g32|g64|g128|row"
 CHUNK_WEIGHTS = 1 << 20
 """Weights dequantized at a time from dense codes: 4 MiB of fp32."""
 
-Layout = Mapping[str, tuple[tuple[int, int], torch.dtype]]
+Matrix = Int4Matrix | Int8Matrix
+"""A weight in the layout of a kernel."""
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name -> shape and dtype of what is stored beside the codes."""
 
 
@@ -66,17 +70,20 @@ class GroupedFormat(GridFormat):
                 f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
             )
         if self.group_size and in_features % self.group_size:
-            fitting = [s for s in GROUP_SIZES if s == 0 or in_features % s == 0]
-            names = " or ".join(self.with_group_size(size).name for size in fitting)
             raise FormatError(
                 f"{self.name}: {where}: group size {self.group_size} does not divide"
-                f" {in_features} inputs; use {names}"
+                f" {in_features} inputs; use {' or '.join(self.fitting(in_features))}"
             )
+
+    def fitting(self, in_features: int) -> list[str]:
+        """Names of formats like this one whose groups divide the inputs."""
+        sizes = [size for size in GROUP_SIZES if size == 0 or in_features % size == 0]
+        return [self.with_group_size(size).name for size in sizes]
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         beside = self.layout(shape[0], self.groups(shape[1])).values()
         return packed_bytes(self.code_bits, *shape) + sum(
-            rows * columns * dtype.itemsize for (rows, columns), dtype in beside
+            math.prod(size) * dtype.itemsize for size, dtype in beside
         )
 
     def packed(
@@ -134,7 +141,7 @@ class GroupedLinear(FormatLinear):
         for name, tensor in beside.items():
             self.register_buffer(name, tensor)
         self._beside = tuple(beside)
-        self._matrix: Int4Matrix | None = None
+        self._matrix: Matrix | None = None
 
     # -- what a format implements
 
@@ -142,11 +149,11 @@ class GroupedLinear(FormatLinear):
     def decoded(self, codes_RGJ: Tensor, rows: slice | Tensor) -> Tensor:
         """fp32 [R, G, J] of codes of these rows, with gradients to what is stored beside them."""
 
-    def packed_matrix(self) -> Int4Matrix | None:
+    def packed_matrix(self) -> Matrix | None:
         """The weight in the layout of this machine's kernel; None: no kernel takes it."""
         return None
 
-    def beside_of(self, matrix: Int4Matrix) -> dict[str, Tensor]:
+    def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
         """What stood beside the codes of a matrix, bit for bit."""
         raise NotImplementedError(f"{self.format.name} has no matrix")
 

@@ -35,26 +35,22 @@ from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._grouped import (
     GROUP_NAME,
     GROUP_SIZES,
-    GroupedFormat,
     GroupedLinear,
     Layout,
+    Matrix,
     spec_field,
 )
+from blockwright.formats._int4 import Int4Format, Int4Linear
 from blockwright.formats._spec import check_version
 from blockwright.numerics.grids import OffsetGrid
-from blockwright.numerics.int4_cpu import (
-    Int4Matrix,
-    int4_matrix_bytes,
-    kernel_group,
-    tile_layout,
-)
+from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_offset, search_offset
-from blockwright.types import FormatLimits, GridSolution, OffsetFormat, Solution
+from blockwright.types import GridSolution, OffsetFormat, Solution
 
 NAME = re.compile(rf"affine(?P<bits>[1-8])-(?P<group>{GROUP_NAME})")
 
 
-class AffineLinear(GroupedLinear):
+class AffineLinear(Int4Linear):
     """The packed module."""
 
     format: AffineFormat  # narrower than the base's
@@ -63,7 +59,8 @@ class AffineLinear(GroupedLinear):
         scale, offset = (
             self.get_buffer(name)[rows].float().unsqueeze(-1) for name in ("scale", "offset")
         )
-        return (codes_RGJ.float() - (1 << (self.format.bits - 1))) * scale + offset
+        centered = codes_RGJ.float() - (1 << (self.format.bits - 1))
+        return centered.mul_(scale).add_(offset)
 
     def packed_matrix(self) -> Int4Matrix | None:
         group = self._group()
@@ -74,28 +71,17 @@ class AffineLinear(GroupedLinear):
         codes = self._codes(slice(None))
         return Int4Matrix.with_offset(codes, scale, offset, bits=self.format.bits, group=group)
 
-    def beside_of(self, matrix: Int4Matrix) -> dict[str, Tensor]:
+    def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
+        assert isinstance(matrix, Int4Matrix)
         groups = self.format.groups(self.in_features)
         return {
             "scale": matrix.scale()[:, :groups].contiguous(),
             "offset": matrix.offsets()[:, :groups].contiguous(),
         }
 
-    @property
-    def kernel(self) -> str:
-        if self._matrix is None and self._group() is None:
-            return "dequantize"
-        return "int4" if self.format.bits <= 4 else "int4 x 2"
-
-    def _group(self) -> int | None:
-        """The kernel's group, where this machine has a kernel for this weight where it is."""
-        if self.device.type != "cpu" or tile_layout() is None:
-            return None
-        return kernel_group(self.format.group_size, self.in_features)
-
 
 @dataclass(frozen=True)
-class AffineFormat(GroupedFormat, OffsetFormat):
+class AffineFormat(Int4Format, OffsetFormat):
     """``affine{bits}-{g<group_size>|row}``."""
 
     bits: int
@@ -131,14 +117,6 @@ class AffineFormat(GroupedFormat, OffsetFormat):
         return ("affine1-g64", "affine1-row", "affine3-g32", "affine4-g64", "affine8-g128")
 
     @property
-    def limits(self) -> FormatLimits:
-        return FormatLimits(
-            in_multiple=self.group_size or 1,
-            packed_on_cpu=tile_layout() is not None,
-            resident_bits=4.0 if self.bits <= 4 else 8.0,
-        )
-
-    @property
     def code_bits(self) -> int:
         return self.bits
 
@@ -148,12 +126,6 @@ class AffineFormat(GroupedFormat, OffsetFormat):
 
     def with_group_size(self, group_size: int) -> Self:
         return replace(self, group_size=group_size)
-
-    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
-        group = kernel_group(self.group_size, shape[1])
-        if torch.device(device).type != "cpu" or tile_layout() is None or group is None:
-            return self.stored_bytes(shape)
-        return int4_matrix_bytes(shape, bits=self.bits, group=group)
 
     def fit_grid(
         self, W_OI: Tensor, *, search: bool = False, importance_I: Tensor | None = None

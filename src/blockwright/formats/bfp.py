@@ -23,16 +23,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError, NumericalError
-from blockwright.formats._linear import FormatLinear
+from blockwright.formats._grouped import GroupedLinear, Layout, Matrix, spec_field
+from blockwright.formats._int4 import Int4Format, Int4Linear
 from blockwright.formats._spec import check_version
-from blockwright.formats.int import IntFormat, IntLinear
 from blockwright.numerics.block_floating_point import (
     EXPONENT_DTYPE,
     fit_exponents,
@@ -41,24 +41,47 @@ from blockwright.numerics.block_floating_point import (
 )
 from blockwright.numerics.finite import all_finite
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.packing import pack_codes, packed_bytes
+from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.ranges import SCALE_DTYPE
-from blockwright.types import FormatLimits, GridFormat, GridSolution, SiteKind, Solution
+from blockwright.types import GridSolution, Solution
 
 GROUP_SIZES = (32, 64, 128)
 NAME = re.compile(r"bfp(?P<bits>[4-8])-b(?P<group>32|64|128)")
 
 
+class BfpLinear(Int4Linear):
+    """The packed module."""
+
+    format: BfpFormat  # narrower than the base's
+
+    def decoded(self, codes_RGJ: Tensor, rows: slice | Tensor) -> Tensor:
+        scale = step_sizes(self.get_buffer("exponent")[rows]).unsqueeze(-1)
+        return torch.sub(codes_RGJ, float(self.format.center)).mul_(scale)
+
+    def packed_matrix(self) -> Matrix | None:
+        group = self._group()
+        if group is None:
+            return None
+        shape = (self.out_features, self.in_features // group)
+        scale = step_sizes(self.get_buffer("exponent")).to(SCALE_DTYPE).expand(shape)
+        center = torch.full(shape, float(self.format.center))
+        codes = self._codes(slice(None))
+        return Int4Matrix.pack(codes, scale, center, bits=self.format.bits, group=group)
+
+    def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
+        groups = self.format.groups(self.in_features)
+        return {"exponent": exponents_of(matrix.scale()[:, :groups])}
+
+
 @dataclass(frozen=True)
-class BfpFormat(GridFormat):
+class BfpFormat(Int4Format):
     """``bfp{bits}-b{group_size}``."""
 
     bits: int
     group_size: int
 
     version: ClassVar[int] = 1
-    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.LINEAR, SiteKind.TABLE})
-    default_method: ClassVar[str | None] = "rtn"
+    module = BfpLinear
 
     def __post_init__(self) -> None:
         if self.bits not in range(4, 9) or self.group_size not in GROUP_SIZES:
@@ -86,38 +109,23 @@ class BfpFormat(GridFormat):
         return tuple(f"bfp{bits}-b{size}" for bits in range(4, 9) for size in GROUP_SIZES)
 
     @property
-    def integers(self) -> IntFormat:
-        """The int format whose kernels multiply it."""
-        return IntFormat(self.bits, self.group_size, symmetric=True)
+    def code_bits(self) -> int:
+        return self.bits
 
     @property
-    def limits(self) -> FormatLimits:
-        return FormatLimits(
-            in_multiple=self.group_size,
-            packed_on_cpu=self.integers.limits.packed_on_cpu,
-            resident_bits=self.integers.limits.resident_bits,
-        )
+    def center(self) -> int:
+        """The code of 0."""
+        return 1 << (self.bits - 1)
 
-    def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        out_features, in_features = shape
-        if out_features < 1 or in_features < 1:
-            raise FormatError(
-                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
-            )
-        if in_features % self.group_size:
-            fitting = [size for size in GROUP_SIZES if in_features % size == 0]
-            names = [type(self)(self.bits, size).name for size in fitting] or [f"int{self.bits}"]
-            raise FormatError(
-                f"{self.name}: {where}: group size {self.group_size} does not divide"
-                f" {in_features} inputs; use {' or '.join(names)}"
-            )
+    def layout(self, out_features: int, groups: int) -> Layout:
+        return {"exponent": ((out_features, groups), EXPONENT_DTYPE)}
 
-    def stored_bytes(self, shape: tuple[int, int]) -> int:
-        exponents = shape[0] * (shape[1] // self.group_size)
-        return packed_bytes(self.bits, *shape) + exponents * EXPONENT_DTYPE.itemsize
+    def with_group_size(self, group_size: int) -> Self:
+        return replace(self, group_size=group_size)
 
-    def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
-        return self.integers.resident_bytes(shape, device)
+    def fitting(self, in_features: int) -> list[str]:
+        sizes = [size for size in GROUP_SIZES if in_features % size == 0]
+        return [self.with_group_size(size).name for size in sizes] or [f"int{self.bits}"]
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -130,10 +138,7 @@ class BfpFormat(GridFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(spec["bits"], spec["group_size"])
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        return cls(spec_field(spec, "bits"), spec_field(spec, "group_size"))
 
     def fit_grid(
         self, W_OI: Tensor, *, search: bool = False, importance_I: Tensor | None = None
@@ -145,129 +150,22 @@ class BfpFormat(GridFormat):
         else:
             exponents = fit_exponents(W_OI, self.bits, self.group_size)
         scale = step_sizes(exponents)
-        zero_point = torch.full_like(scale, 1 << (self.bits - 1))
+        zero_point = torch.full_like(scale, self.center)
         return AffineGrid(scale, zero_point, 1 << self.bits, self.group_size)
 
-    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> BfpLinear:
+    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> GroupedLinear:
         if not isinstance(solution, GridSolution) or not isinstance(solution.grid, AffineGrid):
             raise TypeError(f"{self.name} stores codes of an AffineGrid, not {solution}")
         scale = solution.grid.scale
         exponent = exponents_of(scale)
         if not torch.equal(step_sizes(exponent), scale.float()):
             raise NumericalError(f"{self.name} stores powers of two; some scales are none")
-        O, I = solution.codes_OI.shape  # noqa: E741
-        weight = pack_codes(solution.codes_OI, self.bits)
-        return BfpLinear(self, (O, I), weight=weight, exponent=exponent, bias=bias_O, dtype=dtype)
-
-    def empty(
-        self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
-    ) -> BfpLinear:
-        groups = shape[1] // self.group_size
-        codes = packed_bytes(self.bits, *shape)
-        return BfpLinear(
-            self,
-            shape,
-            weight=torch.empty(codes, dtype=torch.uint8, device=device),
-            exponent=torch.empty((shape[0], groups), dtype=EXPONENT_DTYPE, device=device),
-            bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
-            dtype=dtype,
-        )
+        return self.packed(solution.codes_OI, {"exponent": exponent}, bias_O, dtype)
 
 
 def exponents_of(scale: Tensor) -> Tensor:
     """e of scales 2^e."""
     return (torch.frexp(scale.float())[1] - 1).to(EXPONENT_DTYPE)
-
-
-class BfpLinear(FormatLinear):
-    """The packed module.  Prepared, an int module in its kernel's layout holds the only copy."""
-
-    format: BfpFormat  # narrower than the base's
-    weight: Tensor | None
-    exponent: Tensor | None
-
-    def __init__(
-        self,
-        format: BfpFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        exponent: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-        self.register_buffer("exponent", exponent)
-        self._prepared: list[IntLinear] = []  # in a list, because it is no part of the state
-
-    @property
-    def weight_names(self) -> tuple[str, ...]:
-        return ("weight", "exponent")
-
-    def stored_weight(self) -> dict[str, Tensor]:
-        if self._prepared:
-            tensors = self._prepared[0].stored_weight()
-            return {"weight": tensors["weight"], "exponent": exponents_of(tensors["scale"])}
-        held = {"weight": self.weight, "exponent": self.exponent}
-        return {name: tensor.detach() for name, tensor in held.items() if tensor is not None}
-
-    def prepare(self) -> Self:
-        if not self._prepared:
-            with torch.inference_mode(False), torch.no_grad():
-                self._prepared = [self._integers().prepare()]
-            self.weight = self.exponent = None
-        return self
-
-    def restore(self) -> Self:
-        if self._prepared:
-            with torch.inference_mode(False), torch.no_grad():
-                tensors = self.stored_weight()
-            self.weight, self.exponent = tensors["weight"], tensors["exponent"]
-            self._prepared = []
-        return self
-
-    @property
-    def kernel(self) -> str:
-        return self._integers().kernel
-
-    @property
-    def device(self) -> torch.device:
-        return self._integers().device
-
-    @property
-    def resident_bytes(self) -> int:
-        held = [*self.parameters(), *self.buffers()]
-        prepared = sum(module.resident_bytes for module in self._prepared)
-        return sum(t.numel() * t.element_size() for t in held) + prepared
-
-    def product(self, x: Tensor) -> Tensor:
-        return self.prepare()._integers().product(x)
-
-    def differentiable_weight(self) -> Tensor:
-        return self._integers().dequantize()
-
-    def dequantize(self) -> Tensor:
-        return self._integers().dequantize()
-
-    def rows(self, index: Tensor) -> Tensor:
-        return self._integers().rows(index).to(self.dtype)
-
-    def _integers(self) -> IntLinear:
-        """The same codes as an int module."""
-        if self._prepared:
-            return self._prepared[0]
-        if self.weight is None or self.exponent is None:
-            raise RuntimeError(f"{self.format.name}: nothing is stored")
-        return IntLinear(
-            self.format.integers,
-            (self.out_features, self.in_features),
-            weight=self.weight,
-            scale=step_sizes(self.exponent).to(SCALE_DTYPE),
-            zero_point=None,
-            bias=None,
-            dtype=self.dtype,
-        )
 
 
 FORMAT = BfpFormat

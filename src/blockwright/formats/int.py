@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -34,36 +34,91 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._linear import FormatLinear, frozen_product
+from blockwright.formats._grouped import (
+    GROUP_NAME,
+    GROUP_SIZES,
+    GroupedLinear,
+    Layout,
+    Matrix,
+    spec_field,
+)
+from blockwright.formats._int4 import Int4Format, Int4Linear
 from blockwright.formats._spec import check_version
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.int4_cpu import (
-    Int4Matrix,
-    int4_matrix_bytes,
-    kernel_group,
-    tile_layout,
-)
+from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
 from blockwright.types import (
-    AffineFormat,
     FormatLimits,
     GridSolution,
-    SiteKind,
     Solution,
     StoredCodes,
+    ZeroPointFormat,
 )
 
-GROUP_SIZES = (32, 64, 128, 0)
-"""0 = the whole row."""
-NAME = re.compile(r"int(?P<bits>[2-8])(?:-(?P<group>g32|g64|g128|row)(?P<symmetric>-sym)?)?")
-CHUNK_WEIGHTS = 1 << 20
-"""Weights dequantized at a time from dense codes: 4 MiB of fp32."""
+NAME = re.compile(rf"int(?P<bits>[2-8])(?:-(?P<group>{GROUP_NAME})(?P<symmetric>-sym)?)?")
+
+
+class IntLinear(Int4Linear):
+    """The packed module."""
+
+    format: IntFormat  # narrower than the base's
+
+    def decoded(self, codes_RGJ: Tensor, rows: slice | Tensor) -> Tensor:
+        scale = self.get_buffer("scale")[rows].float().unsqueeze(-1)
+        return torch.sub(codes_RGJ, self._zero_points(rows).unsqueeze(-1)).mul_(scale)
+
+    def packed_matrix(self) -> Matrix | None:
+        bits, scale, every = self.format.bits, self.get_buffer("scale"), slice(None)
+        if self._is_on_int8():
+            return Int8Matrix.pack(self._codes(every), scale[:, 0], bits=bits)
+        group = self._group()
+        if group is None:
+            return None
+        shape = (self.out_features, self.in_features // group)
+        zero_points = self._zero_points(every).expand(shape)
+        return Int4Matrix.pack(
+            self._codes(every), scale.expand(shape), zero_points, bits=bits, group=group
+        )
+
+    def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
+        groups = self.format.groups(self.in_features)
+        beside = {"scale": matrix.scale()[:, :groups].contiguous()}
+        if isinstance(matrix, Int4Matrix) and not self.format.symmetric:
+            zero_point = matrix.zero_point()[:, :groups].to(torch.uint8)
+            beside["zero_point"] = pack_codes(zero_point.t().contiguous(), self.format.bits)
+        return beside
+
+    @property
+    def kernel(self) -> str:
+        return "int8" if self._is_on_int8() else super().kernel
+
+    def stored_codes(self) -> Mapping[str, StoredCodes]:
+        codes_OI, levels = self._codes(slice(None)), 1 << self.format.bits
+        pack = partial(pack_codes, bits=self.format.bits)
+        return {"weight": StoredCodes(codes_OI=codes_OI, levels=levels, pack=pack)}
+
+    def _is_on_int8(self) -> bool:
+        return self.format.on_int8_kernel and self.device.type == "cpu"
+
+    def _codes(self, rows: slice | Tensor) -> Tensor:
+        """As they were given while they are tuned."""
+        codes = self.get_buffer("weight")
+        return codes[rows] if codes.is_floating_point() else super()._codes(rows)
+
+    def _zero_points(self, rows: slice | Tensor) -> Tensor:
+        """fp32 [rows, G], or [1, 1]"""
+        if self.format.symmetric:
+            return torch.full((1, 1), 1 << (self.format.bits - 1), device=self.device).float()
+        groups = self.format.groups(self.in_features)
+        stored = self.get_buffer("zero_point")
+        codes_GO = unpack_codes(stored, self.format.bits, groups, self.out_features)
+        return codes_GO.t()[rows].float()
 
 
 @dataclass(frozen=True)
-class IntFormat(AffineFormat):
+class IntFormat(Int4Format, ZeroPointFormat):
     """``int{bits}-{g<group_size>|row}[-sym]``."""
 
     bits: int
@@ -71,8 +126,7 @@ class IntFormat(AffineFormat):
     symmetric: bool
 
     version: ClassVar[int] = 1
-    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.LINEAR, SiteKind.TABLE})
-    default_method: ClassVar[str | None] = "rtn"
+    module = IntLinear
 
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9) or self.group_size not in GROUP_SIZES:
@@ -113,12 +167,12 @@ class IntFormat(AffineFormat):
 
     @property
     def limits(self) -> FormatLimits:
-        return FormatLimits(
-            in_multiple=self.group_size or 1,
+        limits = super().limits
+        return replace(
+            limits,
             vllm=self.bits in (4, 8),
             llama_cpp=self.bits in (4, 8) and self.group_size == 32 and self.symmetric,
-            packed_on_cpu=self.on_int8_kernel or tile_layout() is not None,
-            resident_bits=4.0 if self.bits <= 4 else 8.0,
+            packed_on_cpu=self.on_int8_kernel or limits.packed_on_cpu,
         )
 
     @property
@@ -126,43 +180,22 @@ class IntFormat(AffineFormat):
         """Symmetric rows of more than 4 bits: one byte per weight, any shape."""
         return self.bits > 4 and self.symmetric and self.group_size == 0
 
-    def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        out_features, in_features = shape
-        if out_features < 1 or in_features < 1:
-            raise FormatError(
-                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
-            )
-        if self.group_size and in_features % self.group_size:
-            fitting = [
-                type(self)(self.bits, size, self.symmetric).name
-                for size in GROUP_SIZES
-                if size == 0 or in_features % size == 0
-            ]
-            raise FormatError(
-                f"{self.name}: {where}: group size {self.group_size} does not divide"
-                f" {in_features} inputs; use {' or '.join(fitting)}"
-            )
+    @property
+    def code_bits(self) -> int:
+        return self.bits
 
-    def stored_bytes(self, shape: tuple[int, int]) -> int:
-        out_features, in_features = shape
-        groups = self.groups(in_features)
-        zero_points = 0 if self.symmetric else packed_bytes(self.bits, groups, out_features)
-        scales = out_features * groups * SCALE_DTYPE.itemsize
-        return packed_bytes(self.bits, out_features, in_features) + scales + zero_points
+    def layout(self, out_features: int, groups: int) -> Layout:
+        scale = {"scale": ((out_features, groups), SCALE_DTYPE)}
+        zero_points = (packed_bytes(self.bits, groups, out_features),)
+        return scale if self.symmetric else scale | {"zero_point": (zero_points, torch.uint8)}
+
+    def with_group_size(self, group_size: int) -> Self:
+        return replace(self, group_size=group_size)
 
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
-        group = kernel_group(self.group_size, shape[1])
-        if torch.device(device).type != "cpu":
-            return self.stored_bytes(shape)
-        if self.on_int8_kernel:
+        if self.on_int8_kernel and torch.device(device).type == "cpu":
             return int8_matrix_bytes(shape)
-        if tile_layout() is None or group is None:
-            return self.stored_bytes(shape)
-        return int4_matrix_bytes(shape, bits=self.bits, group=group)
-
-    def groups(self, in_features: int) -> int:
-        """Groups per row, G."""
-        return in_features // self.group_size if self.group_size else 1
+        return super().resident_bytes(shape, device)
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -176,10 +209,8 @@ class IntFormat(AffineFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(spec["bits"], spec["group_size"], bool(spec["symmetric"]))
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        bits, size, symmetric = (spec_field(spec, n) for n in ("bits", "group_size", "symmetric"))
+        return cls(bits, size, bool(symmetric))
 
     def fit_grid(
         self, W_OI: Tensor, *, search: bool = False, importance_I: Tensor | None = None
@@ -193,39 +224,15 @@ class IntFormat(AffineFormat):
             scale, zero_point = fit_range(W_OGJ, self.bits, self.symmetric)
         return AffineGrid(scale, zero_point, 1 << self.bits, self.group_size)
 
-    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> IntLinear:
+    def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> GroupedLinear:
         if not isinstance(solution, GridSolution) or not isinstance(solution.grid, AffineGrid):
             raise TypeError(f"{self.name} stores codes of an AffineGrid, not {solution}")
-        codes_OI, grid = solution.codes_OI, solution.grid
-        zero_point_GO = grid.zero_point.to(torch.uint8).t().contiguous()
-        return IntLinear(
-            self,
-            (codes_OI.shape[0], codes_OI.shape[1]),
-            weight=pack_codes(codes_OI, self.bits),
-            scale=grid.scale.to(SCALE_DTYPE, copy=True),
-            zero_point=None if self.symmetric else pack_codes(zero_point_GO, self.bits),
-            bias=bias_O,
-            dtype=dtype,
-        )
-
-    def empty(
-        self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
-    ) -> IntLinear:
-        out_features, in_features = shape
-        groups = self.groups(in_features)
-        codes = packed_bytes(self.bits, out_features, in_features)
-        zero_points = packed_bytes(self.bits, groups, out_features)
-        return IntLinear(
-            self,
-            shape,
-            weight=torch.empty(codes, dtype=torch.uint8, device=device),
-            scale=torch.empty((out_features, groups), dtype=SCALE_DTYPE, device=device),
-            zero_point=None
-            if self.symmetric
-            else torch.empty(zero_points, dtype=torch.uint8, device=device),
-            bias=torch.empty(out_features, dtype=dtype, device=device) if bias else None,
-            dtype=dtype,
-        )
+        grid = solution.grid
+        beside = {"scale": grid.scale.to(SCALE_DTYPE, copy=True)}
+        if not self.symmetric:
+            zero_point_GO = grid.zero_point.to(torch.uint8).t().contiguous()
+            beside["zero_point"] = pack_codes(zero_point_GO, self.bits)
+        return self.packed(solution.codes_OI, beside, bias_O, dtype)
 
     @classmethod
     def _all(cls) -> Iterator[Self]:
@@ -233,201 +240,6 @@ class IntFormat(AffineFormat):
             for size in GROUP_SIZES:
                 for symmetric in (False, True):
                     yield cls(bits, size, symmetric)
-
-
-class IntLinear(FormatLinear):
-    """The packed module.  Prepared, the buffers are None and ``_matrix`` holds the only copy."""
-
-    format: IntFormat  # narrower than the base's
-    weight: Tensor | None
-    scale: Tensor | None
-    zero_point: Tensor | None
-
-    def __init__(
-        self,
-        format: IntFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
-        self._matrix: Int4Matrix | Int8Matrix | None = None
-
-    # -- states
-
-    @property
-    def weight_names(self) -> tuple[str, ...]:
-        return ("weight", "scale") if self.format.symmetric else ("weight", "scale", "zero_point")
-
-    def prepare(self) -> Self:
-        """A module whose scales are trained stays portable, as does one that no kernel takes."""
-        if self._matrix is None and self._packs() and not self._scale().requires_grad:
-            with torch.inference_mode(False), torch.no_grad():
-                self._matrix = self._packed_matrix()
-            self.weight = self.scale = self.zero_point = None
-        return self
-
-    def restore(self) -> Self:
-        if self._matrix is not None:
-            with torch.inference_mode(False), torch.no_grad():
-                tensors = self.stored_weight()
-            self._matrix = None
-            self.weight, self.scale = tensors["weight"], tensors["scale"]
-            self.zero_point = tensors.get("zero_point")
-        return self
-
-    def stored_weight(self) -> dict[str, Tensor]:
-        bits, matrix = self.format.bits, self._matrix
-        if matrix is None:
-            held = {"weight": self.weight, "scale": self.scale, "zero_point": self.zero_point}
-            return {name: tensor.detach() for name, tensor in held.items() if tensor is not None}
-        groups = self.format.groups(self.in_features)
-        tensors = {
-            "weight": pack_codes(matrix.codes(), bits),
-            "scale": matrix.scale()[:, :groups].contiguous(),
-        }
-        if not self.format.symmetric:
-            zero_point = matrix.zero_point()[:, :groups].to(torch.uint8)
-            tensors["zero_point"] = pack_codes(zero_point.t().contiguous(), bits)
-        return tensors
-
-    @property
-    def kernel(self) -> str:
-        if not self._packs():
-            return "dequantize"
-        if self.format.on_int8_kernel:
-            return "int8"
-        return "int4" if self.format.bits <= 4 else "int4 x 2"
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu") if self.weight is None else self.weight.device
-
-    @property
-    def resident_bytes(self) -> int:
-        held = [*self.parameters(), *self.buffers()]
-        matrix = 0 if self._matrix is None else self._matrix.nbytes
-        return sum(t.numel() * t.element_size() for t in held) + matrix
-
-    # -- products
-
-    def product(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
-            )
-        if torch.is_grad_enabled():
-            if self.scale is not None and self.scale.requires_grad:
-                return torch.nn.functional.linear(x, self.differentiable_weight().to(x.dtype))
-            if x.requires_grad:
-                return frozen_product(x, self._multiply, self.dequantize)
-        return self._multiply(x)
-
-    def differentiable_weight(self) -> Tensor:
-        """Gradients reach the scale in the portable state alone; see ``restore``."""
-        if self._matrix is not None:
-            return self._matrix.dequantize()
-        groups = self.format.groups(self.in_features)
-        codes = self._codes(slice(None)).view(self.out_features, groups, -1).float()
-        centered = codes - self._zero_points(slice(None)).unsqueeze(-1)
-        return (centered * self._scale().float().unsqueeze(-1)).view(self.shape)
-
-    def stored_codes(self) -> Mapping[str, StoredCodes]:
-        codes_OI, levels = self._codes(slice(None)), 1 << self.format.bits
-        pack = partial(pack_codes, bits=self.format.bits)
-        return {"weight": StoredCodes(codes_OI=codes_OI, levels=levels, pack=pack)}
-
-    def dequantize(self) -> Tensor:
-        if self._matrix is not None:
-            return self._matrix.dequantize()
-        return torch.cat([chunk for _, chunk in self._chunks()])
-
-    def rows(self, index: Tensor) -> Tensor:
-        if self._matrix is not None:
-            return self._matrix.rows(index).to(self.dtype)
-        return self._dequantized(index).to(self.dtype)
-
-    # -- details
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        matrix = self.prepare()._matrix
-        x_TI = x.reshape(-1, self.in_features).contiguous()
-        if matrix is None:
-            y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
-            for rows, W_RI in self._chunks():
-                torch.mm(x_TI, W_RI.to(x.dtype).t(), out=y_TO[:, rows])
-        elif x.dtype == torch.bfloat16 and 0 < x_TI.shape[0] < matrix.many_tokens:
-            y_TO = matrix.product(x_TI)
-        else:
-            y_TO = matrix.dense_product(x_TI)
-        return y_TO.reshape(*x.shape[:-1], self.out_features)
-
-    def _packs(self) -> bool:
-        """Whether this machine has a kernel for this weight where it is."""
-        if self.device.type != "cpu":
-            return False
-        if self.format.on_int8_kernel:
-            return True
-        return tile_layout() is not None and self._group() is not None
-
-    def _group(self) -> int | None:
-        return kernel_group(self.format.group_size, self.in_features)
-
-    def _packed_matrix(self) -> Int4Matrix | Int8Matrix:
-        bits, scale, codes = self.format.bits, self._scale(), self._codes(slice(None))
-        if self.format.on_int8_kernel:
-            return Int8Matrix.pack(codes, scale[:, 0], bits=bits)
-        group = self._group() or self.in_features
-        shape = (self.out_features, self.in_features // group)
-        zero_points = self._zero_points(slice(None))
-        return Int4Matrix.pack(
-            codes, scale.expand(shape), zero_points.expand(shape), bits=bits, group=group
-        )
-
-    def _scale(self) -> Tensor:
-        if self.scale is None:
-            raise RuntimeError("the scale is packed; call restore() first")
-        return self.scale
-
-    def _codes(self, rows: slice | Tensor) -> Tensor:
-        """uint8 [rows, I]; as they were given while they are tuned"""
-        if self.weight is not None and self.weight.is_floating_point():
-            return self.weight[rows]
-        if self.weight is None:
-            raise RuntimeError("the codes are packed; call restore() first")
-        chosen = self.weight.view(self.out_features, -1)[rows]
-        bits = self.format.bits
-        return unpack_codes(chosen.reshape(-1), bits, chosen.shape[0], self.in_features)
-
-    def _zero_points(self, rows: slice | Tensor) -> Tensor:
-        """fp32 [rows, G], or [1, 1]"""
-        if self.format.symmetric:
-            return torch.full((1, 1), 1 << (self.format.bits - 1), device=self.device).float()
-        if self.zero_point is None:
-            raise RuntimeError("the zero points are packed; call restore() first")
-        groups = self.format.groups(self.in_features)
-        codes_GO = unpack_codes(self.zero_point, self.format.bits, groups, self.out_features)
-        return codes_GO.t()[rows].float()
-
-    def _dequantized(self, rows: slice | Tensor) -> Tensor:
-        """fp32 [rows, I]"""
-        codes = self._codes(rows)
-        scale = self._scale()[rows].detach().float().unsqueeze(-1)
-        grouped = codes.view(codes.shape[0], scale.shape[1], -1).float()
-        return grouped.sub_(self._zero_points(rows).unsqueeze(-1)).mul_(scale).view(codes.shape)
-
-    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        step = max(1, CHUNK_WEIGHTS // self.in_features)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, min(start + step, self.out_features))
-            yield rows, self._dequantized(rows)
 
 
 FORMAT = IntFormat

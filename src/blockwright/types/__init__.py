@@ -12,7 +12,6 @@ from blockwright.types.composite import (
 )
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
-    AffineFormat,
     Format,
     Grid,
     GridFormat,
@@ -24,6 +23,7 @@ from blockwright.types.format import (
     PackedLinear,
     StoredCodes,
     ValueFormat,
+    ZeroPointFormat,
 )
 from blockwright.types.group import Group, group_site
 from blockwright.types.limits import FormatLimits
@@ -55,7 +55,6 @@ __all__ = [
     "KEEP",
     "PLAN_VERSION",
     "PROFILE_VERSION",
-    "AffineFormat",
     "Budget",
     "CacheFormat",
     "CacheGrowth",
@@ -115,6 +114,7 @@ __all__ = [
     "ValueFormat",
     "VariantRecord",
     "Workload",
+    "ZeroPointFormat",
     "cache_block",
     "cache_site",
     "group_site",

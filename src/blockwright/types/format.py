@@ -266,7 +266,7 @@ class MixedRowsFormat(PackedFormat):
         """How many rows of so many are wide."""
 
 
-class AffineFormat(GridFormat):
+class ZeroPointFormat(GridFormat):
     """A grid format of uniform grids, W_hat = scale (code - zero_point): ``fit_grid`` gives a
     ``numerics.grids.AffineGrid``.
     """

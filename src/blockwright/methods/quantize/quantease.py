@@ -53,7 +53,6 @@ from blockwright.numerics.losses import row_errors
 from blockwright.numerics.ranges import SCALE_DTYPE
 from blockwright.numerics.scale_refit import refit_scales
 from blockwright.types import (
-    AffineFormat,
     Format,
     Grid,
     GridFormat,
@@ -61,6 +60,7 @@ from blockwright.types import (
     LinearMethod,
     Statistic,
     Statistics,
+    ZeroPointFormat,
 )
 
 
@@ -112,7 +112,7 @@ class QuantEase(LinearMethod):
         for format in formats:
             if not isinstance(format, GridFormat):
                 raise CandidateError(f"quantease cannot fill {format.name}: it fills grid formats")
-            layer = _Layer(W_OI, H_II, U_II, order, isinstance(format, AffineFormat))
+            layer = _Layer(W_OI, H_II, U_II, order, isinstance(format, ZeroPointFormat))
             best = _Best(layer, layer.swept(format.fit_grid(W_OI)))
             for _ in range(self.rounds if layer.free_scales else 0):
                 best.take(layer.swept(layer.refitted(best.last).grid))
