@@ -28,27 +28,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blockwright.errors import CandidateError
-from blockwright.methods.quantize._learning import CHECKS, check_steps, nearest
-from blockwright.tuning import SoftRounding, tune_on_gram
-from blockwright.types import (
-    AffineFormat,
-    Format,
-    GridSolution,
-    LinearMethod,
-    Statistic,
-    Statistics,
-)
+from blockwright.methods.quantize._learning import LearnedRounding, Nearest
+from blockwright.tuning import SoftRounding
+from blockwright.types import GridSolution
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaRound(LinearMethod):
+class AdaRound(LearnedRounding):
     """Learned choice between rounding down and up."""
 
     paper: ClassVar[str] = "Nagel et al., AdaRound, ICML 2020"
-    family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
+    name: ClassVar[str] = "adaround"
 
     steps: int = 800
     rate: float = 0.03
@@ -56,29 +47,18 @@ class AdaRound(LinearMethod):
     """Weight of the regularizer; lower leaves more undecided until the end."""
 
     def __post_init__(self) -> None:
-        check_steps("adaround", self.steps, self.rate)
-        if not 0 <= self.pull < float("inf"):
-            raise CandidateError(f"option adaround@pull: got {self.pull}, needs 0 or more")
+        super().__post_init__()
+        self.check_option("pull", self.pull >= 0, "0 or more")
 
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.INPUT_GRAM})
-
-    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        start = nearest("adaround", W_OI, statistics, format)
-        if start.unit == 0 or self.steps == 0:
-            return start.solution
+    def learn(self, W_OI: Tensor, start: Nearest) -> GridSolution:
         grid = start.grid
         soft = SoftRounding(W_OI, grid.scale, grid.zero_point, grid.levels)
-        error = tune_on_gram(
+        error = self.tune(
             soft.weight,
             [(soft.V, self.rate)],
             W_OI,
-            start.H_II,
-            unit=start.unit,
-            steps=self.steps,
+            start,
             judged=soft.rounded,
-            checks=CHECKS,
             extra_loss=lambda progress: self.pull * soft.regularizer(progress),
         )
         if error >= start.unit:

@@ -29,82 +29,64 @@ Checked: what is cut off, and error against rounding to nearest: tests/claims/te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError
-from blockwright.methods.quantize._learning import CHECKS, Nearest, check_steps, nearest
+from blockwright.methods.quantize._learning import LearnedRounding, Nearest
 from blockwright.numerics.losses import quadratic_error
 from blockwright.numerics.outliers import outlier_bound
-from blockwright.tuning import SoftRounding, tune_on_gram
-from blockwright.types import (
-    AffineFormat,
-    Format,
-    GridSolution,
-    LinearMethod,
-    Statistic,
-    Statistics,
-)
+from blockwright.tuning import SoftRounding
+from blockwright.types import Format, GridSolution, Statistics
 
 SEED = 0
 """Of the left factor's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cbq(LinearMethod):
+class Cbq(LearnedRounding):
     """Cut outliers, learned choice of low rank."""
 
     paper: ClassVar[str] = "Ding et al., CBQ, ICLR 2025"
-    family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
+    name: ClassVar[str] = "cbq"
 
     rank: int = 5
-    steps: int = 500
     rate: float = 0.01
     pull: float = 1.0
     """Weight of the regularizer at the end; it begins at 0."""
 
     def __post_init__(self) -> None:
-        check_steps("cbq", self.steps, self.rate)
-        if self.rank < 1:
-            raise CandidateError(f"option cbq@rank: got {self.rank}, needs 1 or more")
-        if not 0 <= self.pull < float("inf"):
-            raise CandidateError(f"option cbq@pull: got {self.pull}, needs 0 or more")
-
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.INPUT_GRAM})
+        super().__post_init__()
+        self.check_option("rank", self.rank >= 1, "1 or more")
+        self.check_option("pull", self.pull >= 0, "0 or more")
 
     def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        plain = nearest("cbq", W_OI, statistics, format)
+        plain = self.nearest(W_OI, statistics, format)
         if plain.unit == 0:
             return plain.solution
-        start, cut_OI = plain, W_OI.clamp(-(bound := outlier_bound(W_OI.abs())), bound)
-        cut = nearest("cbq", cut_OI, statistics, format)
+        cut_OI = W_OI.clamp(-(bound := outlier_bound(W_OI.abs())), bound)
+        cut = self.nearest(cut_OI, statistics, format)
         if quadratic_error(cut.solution.weight() - W_OI, plain.H_II) < plain.unit:
-            start = cut
-        else:
-            cut_OI = W_OI
-        return self._learn(W_OI, cut_OI, start, plain.unit)
+            return self._learn(W_OI, cut_OI, replace(cut, unit=plain.unit))
+        return self.learn(W_OI, plain)
 
-    def _learn(self, W_OI: Tensor, cut_OI: Tensor, start: Nearest, unit: float) -> GridSolution:
+    def learn(self, W_OI: Tensor, start: Nearest) -> GridSolution:
+        return self._learn(W_OI, W_OI, start)
+
+    def _learn(self, W_OI: Tensor, cut_OI: Tensor, start: Nearest) -> GridSolution:
         """Rounding of the cut weight, judged by the outputs of the whole one."""
-        grid, H_II = start.grid, start.H_II
-        least = quadratic_error(start.solution.weight() - W_OI, H_II)
+        grid = start.grid
+        least = quadratic_error(start.solution.weight() - W_OI, start.H_II)
         soft = SoftRounding(cut_OI, grid.scale, grid.zero_point, grid.levels)
         low_rank = _LowRank(soft, self.rank)
-        error = tune_on_gram(
+        error = self.tune(
             low_rank.weight,
             [(low_rank.A1_OR, self.rate), (low_rank.A2_RI, self.rate)],
             W_OI,
-            H_II,
-            unit=unit,
-            steps=self.steps,
-            checks=CHECKS,
+            start,
             judged=low_rank.rounded,
             extra_loss=lambda progress: self.pull * progress * soft.regularizer(progress),
         )

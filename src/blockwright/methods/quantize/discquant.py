@@ -35,63 +35,41 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError
-from blockwright.methods.quantize._learning import CHECKS, check_steps, nearest
+from blockwright.methods.quantize._learning import LearnedRounding, Nearest
 from blockwright.numerics.grids import AffineGrid
-from blockwright.tuning import tune_on_gram
-from blockwright.types import (
-    AffineFormat,
-    Format,
-    GridSolution,
-    LinearMethod,
-    Statistic,
-    Statistics,
-)
+from blockwright.types import GridSolution
 
 CLAMP = 1.0
 """k: largest gradient of the loss for one coordinate, the linear term's being at most 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscQuant(LinearMethod):
+class DiscQuant(LearnedRounding):
     """Rounding by a walk inside the cell."""
 
     paper: ClassVar[str] = "Chee et al., DiscQuant, 2025"
-    family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
+    name: ClassVar[str] = "discquant"
 
-    steps: int = 500
     rate: float = 0.05
     hold: float = 0.4
     """How strongly the loss holds back the walk to the corner."""
 
     def __post_init__(self) -> None:
-        check_steps("discquant", self.steps, self.rate)
-        if not 0 < self.hold < float("inf"):
-            raise CandidateError(f"option discquant@hold: got {self.hold}, needs a number above 0")
+        super().__post_init__()
+        self.check_option("hold", self.hold > 0, "a number above 0")
 
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.INPUT_GRAM})
-
-    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        start = nearest("discquant", W_OI, statistics, format)
-        if start.unit == 0 or self.steps == 0:
-            return start.solution
+    def learn(self, W_OI: Tensor, start: Nearest) -> GridSolution:
         scale = W_OI.numel() / start.unit
         cell = _Cell(W_OI, start.grid)
         D_OI = start.solution.weight() - W_OI
         gradient = (D_OI @ start.H_II * cell.gap_OI).square().mean().sqrt().item() * 2 * scale
         cell.rho = self.hold / gradient
-        error = tune_on_gram(
+        error = self.tune(
             cell.weight,
             [(cell.x_OI, self.rate)],
             W_OI,
-            start.H_II,
-            unit=start.unit,
-            steps=self.steps,
-            checks=CHECKS,
+            start,
             judged=cell.rounded,
             extra_loss=lambda _: -(cell.c_OI * cell.x_OI).sum(),
         )

@@ -32,58 +32,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.methods.quantize._learning import CHECKS, check_steps, nearest
+from blockwright.methods.quantize._learning import LearnedRounding, Nearest
 from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.ranges import SCALE_DTYPE
-from blockwright.tuning import tune_on_gram
-from blockwright.types import (
-    AffineFormat,
-    Format,
-    GridSolution,
-    LinearMethod,
-    Statistic,
-    Statistics,
-)
+from blockwright.types import GridSolution
 
 SCALE_RATE = 2.0
 """Rate of scales, as a multiple of that of weights; both relative to the middle scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficientQat(LinearMethod):
+class EfficientQat(LearnedRounding):
     """Weights and scales trained through the rounding."""
 
     paper: ClassVar[str] = "Chen et al., EfficientQAT, ACL 2025"
-    family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
+    name: ClassVar[str] = "efficientqat"
 
-    steps: int = 500
     rate: float = 0.01
     """First learning rate of weights, in steps of the grid (the median scale)."""
 
-    def __post_init__(self) -> None:
-        check_steps("efficientqat", self.steps, self.rate)
-
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.INPUT_GRAM})
-
-    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        start = nearest("efficientqat", W_OI, statistics, format)
-        if start.unit == 0 or self.steps == 0:
-            return start.solution
+    def learn(self, W_OI: Tensor, start: Nearest) -> GridSolution:
         state = _Trained(W_OI, start.grid)
         rate = self.rate * start.grid.scale.median().item()
-        tune_on_gram(
-            state.weight,
-            [(state.W_OI, rate), (state.s_OG, SCALE_RATE * rate)],
-            W_OI,
-            start.H_II,
-            unit=start.unit,
-            steps=self.steps,
-            checks=CHECKS,
-        )
+        leaves = [(state.W_OI, rate), (state.s_OG, SCALE_RATE * rate)]
+        self.tune(state.weight, leaves, W_OI, start)
         return state.solution()
 
 

@@ -33,55 +33,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.methods.quantize._learning import CHECKS, check_steps, nearest
-from blockwright.tuning import DividedRounding, division_rate, tune_on_gram
-from blockwright.types import (
-    AffineFormat,
-    Format,
-    GridSolution,
-    LinearMethod,
-    Statistic,
-    Statistics,
-)
+from blockwright.methods.quantize._learning import LearnedRounding, Nearest
+from blockwright.tuning import DividedRounding, division_rate
+from blockwright.types import GridSolution
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexRound(LinearMethod):
+class FlexRound(LearnedRounding):
     """Learned element-wise division."""
 
     paper: ClassVar[str] = "Lee et al., FlexRound, ICML 2023"
-    family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
+    name: ClassVar[str] = "flexround"
 
-    steps: int = 500
     rate: float = 0.0
     """First learning rate of log factors and scales; 0: 0.01 at 2 bits, less on finer grids."""
 
-    def __post_init__(self) -> None:
-        check_steps("flexround", self.steps, self.rate)
-
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.INPUT_GRAM})
-
-    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        start = nearest("flexround", W_OI, statistics, format)
-        if start.unit == 0 or self.steps == 0:
-            return start.solution
+    def learn(self, W_OI: Tensor, start: Nearest) -> GridSolution:
         log_S2_OI = torch.zeros_like(W_OI).requires_grad_()
         log_s3_O1 = W_OI.new_zeros(len(W_OI), 1).requires_grad_()
         rounding = DividedRounding(W_OI, start.grid, lambda: log_S2_OI + log_s3_O1)
         rate = self.rate or division_rate(start.grid.levels)
-        tune_on_gram(
-            rounding.weight,
-            [(leaf, rate) for leaf in (log_S2_OI, log_s3_O1, rounding.log_scale)],
-            W_OI,
-            start.H_II,
-            unit=start.unit,
-            steps=self.steps,
-            checks=CHECKS,
-        )
+        leaves = (log_S2_OI, log_s3_O1, rounding.log_scale)
+        self.tune(rounding.weight, [(leaf, rate) for leaf in leaves], W_OI, start)
         return GridSolution(codes_OI=rounding.codes(), grid=rounding.grid())
 
 

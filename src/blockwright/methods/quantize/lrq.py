@@ -27,49 +27,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError
-from blockwright.methods.quantize._learning import CHECKS, check_steps, nearest
-from blockwright.tuning import DividedRounding, division_rate, tune_on_gram
-from blockwright.types import (
-    AffineFormat,
-    Format,
-    GridSolution,
-    LinearMethod,
-    Statistic,
-    Statistics,
-)
+from blockwright.methods.quantize._learning import LearnedRounding, Nearest
+from blockwright.tuning import DividedRounding, division_rate
+from blockwright.types import GridSolution
 
 SEED = 0
 """Of the right factor's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lrq(LinearMethod):
+class Lrq(LearnedRounding):
     """Learned element-wise division of low rank."""
 
     paper: ClassVar[str] = "Lee et al., LRQ, NAACL 2025"
-    family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = AffineFormat  # type: ignore[type-abstract]
+    name: ClassVar[str] = "lrq"
 
     rank: int = 16
-    steps: int = 500
     rate: float = 0.0
     """First learning rate; 0: 0.01 at 2 bits, the less the finer the grid."""
 
     def __post_init__(self) -> None:
-        check_steps("lrq", self.steps, self.rate)
-        if self.rank < 1:
-            raise CandidateError(f"option lrq@rank: got {self.rank}, needs 1 or more")
+        super().__post_init__()
+        self.check_option("rank", self.rank >= 1, "1 or more")
 
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        return frozenset({Statistic.INPUT_GRAM})
-
-    def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> GridSolution:
-        start = nearest("lrq", W_OI, statistics, format)
-        if start.unit == 0 or self.steps == 0:
-            return start.solution
+    def learn(self, W_OI: Tensor, start: Nearest) -> GridSolution:
         out_features, in_features = W_OI.shape
         random = torch.Generator(W_OI.device).manual_seed(SEED)
         L_OR = W_OI.new_zeros(out_features, self.rank).requires_grad_()
@@ -79,15 +61,8 @@ class Lrq(LinearMethod):
         c_1I = W_OI.new_zeros(1, in_features).requires_grad_()
         rounding = DividedRounding(W_OI, start.grid, lambda: L_OR @ U_RI + r_O1 + c_1I)
         rate = self.rate or division_rate(start.grid.levels)
-        tune_on_gram(
-            rounding.weight,
-            [(leaf, rate) for leaf in (L_OR, U_RI, r_O1, c_1I, rounding.log_scale)],
-            W_OI,
-            start.H_II,
-            unit=start.unit,
-            steps=self.steps,
-            checks=CHECKS,
-        )
+        leaves = (L_OR, U_RI, r_O1, c_1I, rounding.log_scale)
+        self.tune(rounding.weight, [(leaf, rate) for leaf in leaves], W_OI, start)
         return GridSolution(codes_OI=rounding.codes(), grid=rounding.grid())
 
 
