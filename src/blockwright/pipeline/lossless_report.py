@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from blockwright.checkpoint import write_bytes_atomic
@@ -26,11 +25,16 @@ from blockwright.pipeline.opening import Opened
 from blockwright.pipeline.posing import loss_unit
 from blockwright.pipeline.proving import PLAN_FILE, peak_rss_bytes
 from blockwright.pipeline.recipe import RECIPE_FILE, lossless_recipe_text
-from blockwright.pipeline.reporting import REPORT_FILE, command_of, write_report
-from blockwright.plan import original_bits
+from blockwright.pipeline.reporting import (
+    REPORT_FILE,
+    absent_speed,
+    provenance_of,
+    verdict_of,
+    write_report,
+)
 from blockwright.report import map_plan, weigh_blocks
 from blockwright.types import FitResult, LimitFigures, Plan, Problem, Quality, Workload
-from blockwright.types.report import Provenance, Report, Verdict
+from blockwright.types.report import Report
 
 NOT_MEASURED = Quality(tokens=0)
 NOTHING_LOST = "nothing is lost, so nothing else was tried"
@@ -120,7 +124,7 @@ def lossless_report(opened: Opened, problem: Problem, plan: Plan, result: FitRes
         model_type=skeleton.config.model_type,
         blocks=skeleton.num_blocks,
         linear_weights=problem.linear_weights,
-        verdict=_verdict(problem, plan, result),
+        verdict=verdict_of(problem, result, plan, None, budget=plan.budget, limits=()),
         loss_unit=loss_unit(opened),
         frontier=(),
         map=map_plan(skeleton.sites, plan, problem),
@@ -129,56 +133,15 @@ def lossless_report(opened: Opened, problem: Problem, plan: Plan, result: FitRes
         unavailable=(),
         notes=result.notes,
         machine=machine_of_report(request.device),
-        provenance=_provenance(opened, problem, result),
+        provenance=provenance_of(opened, problem, result, RECIPE_FILE, {}),
         absent=_absent(opened, result),
-    )
-
-
-def _verdict(problem: Problem, plan: Plan, result: FitResult) -> Verdict:
-    return Verdict(
-        budget=plan.budget,
-        limits=(),
-        plan=plan.name,
-        bits_per_weight=plan.bits_per_weight,
-        original_bits_per_weight=original_bits(problem) if problem.linear_weights else None,
-        size_bytes=result.size_bytes,
-        original_size_bytes=result.original_size_bytes,
-        original=result.original,
-        fitted=result.fitted,
-        uniform=None,
-        uniform_plan=None,
-        uniform_bits_per_weight=None,
-        original_speed=result.original_speed,
-        fitted_speed=result.fitted_speed,
-        verified_tensors=result.verified_tensors,
-    )
-
-
-def _provenance(opened: Opened, problem: Problem, result: FitResult) -> Provenance:
-    return Provenance(
-        command=command_of(opened.request),
-        recipe=RECIPE_FILE,
-        seed=opened.request.seed,
-        texts=(),
-        fingerprint=problem.fingerprint,
-        statistics=problem.statistics,
-        finished=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        seconds=result.seconds,
-        peak_rss_bytes=result.peak_rss_bytes,
-        library_hits=result.library_hits,
-        library_misses=result.library_misses,
     )
 
 
 def _absent(opened: Opened, result: FitResult) -> dict[str, str]:
     """Why something that the page has room for is not there."""
-    found = dict.fromkeys(("frontier", "uniform", "measured"), NOTHING_LOST)
-    found["importance"] = "every bit is the original's"
-    found["drop_loss"] = "not measured, dropping blocks was not on offer"
-    if not opened.request.speed:
-        found["speed"] = "not measured, as asked (--no-speed)"
-    elif result.original_speed is None:
-        found["original_speed"] = "not timed; the notes say why"
-    if opened.skeleton.task != "causal-lm":
-        found["decode"] = "the model has no language head, so nothing is generated"
-    return found
+    return absent_speed(opened, result) | {
+        **dict.fromkeys(("frontier", "uniform", "measured"), NOTHING_LOST),
+        "importance": "every bit is the original's",
+        "drop_loss": "not measured, dropping blocks was not on offer",
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from blockwright.checkpoint import write_bytes_atomic, write_json_atomic
 from blockwright.pipeline.choosing import Chosen
 from blockwright.pipeline.frontiers import predicted_points
 from blockwright.pipeline.machine import machine_of_report
-from blockwright.pipeline.opening import Run
+from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.recipe import RECIPE_FILE
 from blockwright.plan import original_bits
 from blockwright.report import (
@@ -22,6 +23,7 @@ from blockwright.report import (
     render,
     weigh_blocks,
 )
+from blockwright.texts import TokenSet
 from blockwright.types import Budget, FitRequest, FitResult, Plan, Problem
 from blockwright.types.report import (
     NATS_PER_TOKEN,
@@ -57,6 +59,11 @@ def make_report(
     """
     skeleton, uniform = run.skeleton, chosen.uniform
     recipe = folder / RECIPE_FILE
+    texts = {
+        "calibration": run.texts.calibration,
+        "selection": run.texts.selection,
+        "held-out": run.texts.heldout,
+    }
     return Report(
         model=run.request.model,
         model_type=skeleton.config.model_type,
@@ -71,7 +78,9 @@ def make_report(
         unavailable=group_reasons(result.unavailable),
         notes=result.notes,
         machine=machine_of_report(run.request.device),
-        provenance=_provenance(run, problem, result, recipe.name if recipe.is_file() else ""),
+        provenance=provenance_of(
+            run, problem, result, recipe.name if recipe.is_file() else "", texts
+        ),
         absent=_absent(run, problem, result),
     )
 
@@ -119,11 +128,31 @@ def _verdict(
     }
     asked = {} if run.edited else plan.limits
     budget = run.request.budget
-    return Verdict(
+    return verdict_of(
+        problem,
+        result,
+        plan,
+        uniform,
         budget=str(budget) if budget is not None else f"the plan file {run.request.plan}",
         limits=tuple(
             AskedLimit(name=name, asked=most, got=got.get(name)) for name, most in asked.items()
         ),
+    )
+
+
+def verdict_of(
+    problem: Problem,
+    result: FitResult,
+    plan: Plan,
+    uniform: Plan | None,
+    *,
+    budget: str,
+    limits: tuple[AskedLimit, ...],
+) -> Verdict:
+    """What was asked, got and lost."""
+    return Verdict(
+        budget=budget,
+        limits=limits,
         plan=plan.name,
         bits_per_weight=plan.bits_per_weight,
         original_bits_per_weight=original_bits(problem) if problem.linear_weights else None,
@@ -136,20 +165,18 @@ def _verdict(
         uniform_bits_per_weight=uniform.bits_per_weight if uniform is not None else None,
         original_speed=result.original_speed,
         fitted_speed=result.fitted_speed,
+        verified_tensors=result.verified_tensors,
     )
 
 
-def _provenance(run: Run, problem: Problem, result: FitResult, recipe: str) -> Provenance:
-    texts = run.texts
-    named = (
-        ("calibration", texts.calibration),
-        ("selection", texts.selection),
-        ("held-out", texts.heldout),
-    )
+def provenance_of(
+    opened: Opened, problem: Problem, result: FitResult, recipe: str, texts: Mapping[str, TokenSet]
+) -> Provenance:
+    """Where the figures come from; ``texts``: by their use."""
     return Provenance(
-        command=command_of(run.request),
+        command=command_of(opened.request),
         recipe=recipe,
-        seed=run.request.seed,
+        seed=opened.request.seed,
         texts=tuple(
             TextUsed(
                 name=name,
@@ -158,7 +185,7 @@ def _provenance(run: Run, problem: Problem, result: FitResult, recipe: str) -> P
                 description=text.description,
                 digest=text.digest,
             )
-            for name, text in named
+            for name, text in texts.items()
         ),
         fingerprint=problem.fingerprint,
         statistics=problem.statistics,
@@ -170,20 +197,26 @@ def _provenance(run: Run, problem: Problem, result: FitResult, recipe: str) -> P
     )
 
 
+def absent_speed(opened: Opened, result: FitResult) -> dict[str, str]:
+    """Why something of speed that the page has room for is not there."""
+    found = {}
+    if not opened.request.speed:
+        found["speed"] = "not measured, as asked (--no-speed)"
+    elif result.original_speed is None:
+        found["original_speed"] = "not timed; the notes say why"
+    if opened.skeleton.task != "causal-lm":
+        found["decode"] = "the model has no language head, so nothing is generated"
+    return found
+
+
 def _absent(run: Run, problem: Problem, result: FitResult) -> dict[str, str]:
     """Why something that the page has room for is not there."""
-    found = {}
+    found = absent_speed(run, result)
     if run.edited is not None:
         found["frontier"] = "a plan file was built, so nothing else was on offer"
         found["uniform"] = "a plan file was built, so no other was tried"
     elif result.uniform is None:
         found["uniform"] = "none fits the budget"
-    if not run.request.speed:
-        found["speed"] = "not measured, as asked (--no-speed)"
-    elif result.original_speed is None:
-        found["original_speed"] = "not timed; the notes say why"
-    if run.skeleton.task != "causal-lm":
-        found["decode"] = "the model has no language head, so nothing is generated"
     if not any(option.candidate == "drop" for option in problem.options):
         found["drop_loss"] = "not measured, dropping blocks was not on offer"
     elif problem.loss_unit != NATS_PER_TOKEN:
