@@ -54,8 +54,12 @@ def check_limits(run: Run, *, timed: bool = True) -> None:
     budget = run.request.budget
     if budget is not None and not timed:
         budget = budget.without_speedup()
-    if budget is not None and DROP not in run.candidates:
-        check_possible(_weighed(run, declared_problem(run), timed=timed).problem, budget)
+    if budget is None or DROP in run.candidates:
+        return
+    problem = declared_problem(run)
+    if budget.ram_bytes is not None or budget.speedup is not None:
+        problem = _weighed(run, problem, timed=timed).problem
+    check_possible(problem, budget)
 
 
 def check_workloads(run: Run) -> None:
