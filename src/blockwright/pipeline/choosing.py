@@ -21,6 +21,9 @@ class Chosen:
     """The best uniform plan; None when none fits."""
     measured: tuple[Plan, ...]
     """All plans measured on the selection text, in order."""
+    corrected: Problem | None = None
+    """What was solved last, its predictions corrected by what was measured; None where a plan was
+    given."""
 
 
 def choose_plan(run: Run, problem: Problem) -> Chosen:
@@ -50,7 +53,7 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             known = corrected(problem, correction_factors(problem, measured))
             stage.advance()
     run.library.write_problem(known)
-    return Chosen(best_measured(measured), uniform, tuple(measured))
+    return Chosen(best_measured(measured), uniform, tuple(measured), known)
 
 
 def same_choices(plan: Plan, other: Plan) -> bool:

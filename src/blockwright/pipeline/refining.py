@@ -45,7 +45,8 @@ def refine_plans(run: Run, chosen: Chosen) -> Chosen:
     if uniform is not None:
         uniform = plan if uniform is chosen.plan else refine_plan(run, uniform)
     rivals = [rival for rival in (plan, uniform) if rival is not None]
-    return Chosen(best_measured(rivals), uniform, (*chosen.measured, *rivals))
+    measured = (*chosen.measured, *rivals)
+    return replace(chosen, plan=best_measured(rivals), uniform=uniform, measured=measured)
 
 
 def refine_plan(run: Run, plan: Plan) -> Plan:

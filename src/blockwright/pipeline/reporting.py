@@ -71,7 +71,9 @@ def make_report(
         linear_weights=problem.linear_weights,
         verdict=_verdict(run, problem, result, plan, uniform),
         loss_unit=problem.loss_unit,
-        frontier=() if run.edited else predicted_points(problem, plan, run.request.budget),
+        frontier=()
+        if chosen.corrected is None
+        else predicted_points(chosen.corrected, plan, run.request.budget),
         map=map_plan(skeleton.sites, plan, problem),
         importance=weigh_blocks(skeleton.sites, plan, uniform, problem),
         measured=measured_plans(plan, uniform, chosen.measured, result.fitted, result.uniform),

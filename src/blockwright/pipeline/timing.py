@@ -128,7 +128,8 @@ def as_asked(chosen: Chosen, budget: Budget) -> Chosen:
         return replace(plan, budget=str(budget), limits=limits_of(budget))
 
     uniform = named(chosen.uniform) if chosen.uniform else None
-    return Chosen(named(chosen.plan), uniform, tuple(map(named, chosen.measured)))
+    measured = tuple(map(named, chosen.measured))
+    return replace(chosen, plan=named(chosen.plan), uniform=uniform, measured=measured)
 
 
 def with_speedup(run: Run, budget: Budget, speedup: float) -> Run:
