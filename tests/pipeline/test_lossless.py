@@ -81,6 +81,14 @@ def test_loaded_it_gives_the_originals_outputs_bit_for_bit(kind: str, tmp_path: 
         assert torch.equal(before.view(torch.int16), after.view(torch.int16))
 
 
+def test_outputs_that_overflow_are_said_to_and_not_called_a_difference(tmp_path: Path) -> None:
+    model = tiny("llama", tmp_path)
+    change_tensors(model, lambda tensors: tensors["lm_head.weight"].fill_(3e38))
+    with pytest.raises(ModelError, match="its outputs are not finite before it is reloaded"):
+        pipeline.fit(asked(model, tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 def test_sizes_are_those_of_the_files_and_at_most_072(tmp_path: Path) -> None:
     model = broad(tmp_path)
     result = pipeline.fit(asked(model, tmp_path))

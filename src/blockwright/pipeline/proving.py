@@ -18,6 +18,7 @@ from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
 from blockwright.kvcache import chosen_formats, decoded
+from blockwright.numerics.finite import all_finite
 from blockwright.pipeline.measuring import (
     kept_blocks,
     measure_plan,
@@ -181,6 +182,11 @@ def reload_alike(
         target.unlink(missing_ok=True)
         assembled = torch.cat(list(run_to_file(stream, inputs, target).outputs()))
         target.unlink()
+        if not all_finite(assembled):
+            raise ModelError(
+                f"{out}: its outputs are not finite before it is reloaded; evaluate the original,"
+                " which overflows or is damaged if its own are not either"
+            )
         answers = ask_fresh_process(
             loading_of(run, out),
             speed_ids=speed_ids if run.request.speed else None,
