@@ -15,9 +15,10 @@ from blockwright.errors import BudgetError, ProfileError
 from blockwright.evaluate import Loading, TimedFolder
 from blockwright.machine import measure_profile
 from blockwright.pipeline import timing
+from blockwright.pipeline.recipe import PROFILE_FILE, RECIPE_FILE
 from blockwright.pipeline.weighing import packed_formats
 from blockwright.progress import SilentProgress
-from blockwright.types import Budget, Candidate, FitRequest, Plan, Preset, Workload
+from blockwright.types import Budget, Candidate, FitRequest, Plan, Preset, Profile, Recipe, Workload
 from tests.conftest import ModelFolder
 from tests.fits import CANDIDATES, folder_bytes, request, with_tokenizer
 from tests.machine.test_profile import FakeClock
@@ -85,6 +86,10 @@ def test_three_limits_are_kept_timed_once_and_repeated_to_the_same_bytes(
     assert figures["profile"] == digest
     assert figures["ram_bytes_measured"] == 7
     assert not timed[0].exists()
+    recipe = asked.out / RECIPE_FILE
+    repeated = Recipe.read(recipe).request(out=asked.out, library=asked.library, recipe=recipe)
+    assert repeated.profile == asked.out / PROFILE_FILE
+    assert Profile.read(repeated.profile).digest == digest
 
     shutil.copytree(asked.out, tmp_path / "first")
     shutil.rmtree(asked.out)

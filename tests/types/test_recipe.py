@@ -101,6 +101,11 @@ def test_leave_to_run_code_cannot_be_given_by_a_file() -> None:
         parsed("trust_remote_code = true\n" + WHOLE)
 
 
+def test_a_profile_stands_beside_the_recipe() -> None:
+    recipe = Recipe.parse(PLAIN + 'profile = "p.json"\n[budget]\nspeedup = 2', "recipe")
+    assert recipe.request(out=OUT, recipe=Path("d/r.toml")).profile == Path("d/p.json")
+
+
 def test_a_plan_stands_beside_the_recipe() -> None:
     recipe = Recipe.parse(PLAIN + 'plan = "plan.json"', "recipe")
     assert recipe.request(out=OUT, recipe=Path("d/r.toml")).plan == Path("d/plan.json")

@@ -15,6 +15,7 @@ from blockwright.pipeline.proving import PLAN_FILE
 from blockwright.types import FitRequest, Recipe
 
 RECIPE_FILE = "blockwright.toml"
+PROFILE_FILE = "blockwright-profile.json"
 HEAD = f"Run it again: blockwright fit --recipe {RECIPE_FILE} --out DIR"
 DECIDES_MODEL = ("model", "revision")
 DECIDES_TEXTS = (
@@ -35,9 +36,10 @@ def lossless_recipe_text(opened: Opened) -> str:
     return Recipe.of(request, model_digest(opened), versions()).to_toml(notes=(HEAD,))
 
 
-def recipe_text(run: Run) -> str:
-    """The run's recipe as TOML."""
-    recipe = Recipe.of(resolved_request(run), digests_of(run), versions())
+def recipe_text(run: Run, *, profiled: bool) -> str:
+    """The run's recipe as TOML; ``profiled``: the machine's profile is in the folder."""
+    request = replace(resolved_request(run), profile=Path(PROFILE_FILE) if profiled else None)
+    recipe = Recipe.of(request, digests_of(run), versions())
     return recipe.to_toml(notes=(HEAD, *run.texts.notes))
 
 

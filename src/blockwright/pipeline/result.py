@@ -13,8 +13,9 @@ from blockwright.pipeline.choosing import Chosen
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.posing import Posed
 from blockwright.pipeline.proving import PLAN_FILE, Proof, peak_rss_bytes
-from blockwright.pipeline.recipe import RECIPE_FILE, recipe_text
+from blockwright.pipeline.recipe import PROFILE_FILE, RECIPE_FILE, recipe_text
 from blockwright.pipeline.reporting import REPORT_FILE, make_report, write_report
+from blockwright.pipeline.weighing import profile_of
 from blockwright.types import FitResult, LimitFigures, Plan, Problem
 
 
@@ -59,7 +60,11 @@ def result_of(
 def describe(
     run: Run, problem: Problem, result: FitResult, plan: Plan, chosen: Chosen, folder: Path
 ) -> None:
-    """Recipe, model card and report into the folder."""
-    write_bytes_atomic(folder / RECIPE_FILE, recipe_text(run).encode())
+    """Recipe, the machine profile that it was planned by, model card and report into the folder."""
+    profile = profile_of(run, plan)
+    if profile is not None:
+        profile.write(folder / PROFILE_FILE)
+    recipe = recipe_text(run, profiled=profile is not None)
+    write_bytes_atomic(folder / RECIPE_FILE, recipe.encode())
     write_bytes_atomic(folder / CARD_FILE, card_text(run, plan, result).encode())
     write_report(make_report(run, problem, result, plan, chosen, folder), folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from blockwright.errors import ModelError, ProfileError
 from blockwright.machine import (
@@ -26,6 +25,7 @@ from blockwright.types import (
     Memory,
     Option,
     PackedFormat,
+    Plan,
     Problem,
     Profile,
     Site,
@@ -148,11 +148,11 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
     if run.request.profile is not None:
         profile = Profile.read(run.request.profile)
         check_profile(profile, run, workload)
+        keep_profile(run, profile)
         return profile, ()
-    if run.edited is not None and run.edited.profile:
-        stored = run.library.result(f"profile-{run.edited.profile}")
-        if stored is not None:
-            return Profile.from_json(stored, f"{run.edited.profile} of the library"), ()
+    found = profile_of(run, run.edited) if run.edited is not None else None
+    if found is not None:
+        return found, ()
     formats = formats_of(problem)
     inputs = profile_inputs(run.skeleton, formats, workload, run.request.device)
     key = f"profile-of-{digest_of(inputs)}"
@@ -168,8 +168,15 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
         progress=run.progress,
         device=run.request.device,
     )
-    keep_profile(run, profile, key)
+    keep_profile(run, profile)
+    run.library.store_result(key, profile.to_json())
     return profile, (_said(profile),)
+
+
+def profile_of(run: Run, plan: Plan) -> Profile | None:
+    """What a plan's times were predicted by, from the library; None where nothing did."""
+    stored = run.library.result(f"profile-{plan.profile}") if plan.profile else None
+    return Profile.from_json(stored, f"{plan.profile} of the library") if stored else None
 
 
 def _said(profile: Profile) -> str:
@@ -179,11 +186,9 @@ def _said(profile: Profile) -> str:
     )
 
 
-def keep_profile(run: Run, profile: Profile, key: str) -> None:
-    """Store a profile under what it is a measurement of; plans find it by its digest."""
-    data: dict[str, Any] = profile.to_json()
-    run.library.store_result(f"profile-{profile.digest}", data)
-    run.library.store_result(key, data)
+def keep_profile(run: Run, profile: Profile) -> None:
+    """Store a profile where plans find it by its digest."""
+    run.library.store_result(f"profile-{profile.digest}", profile.to_json())
 
 
 def check_profile(profile: Profile, run: Run, workload: Workload) -> None:

@@ -41,6 +41,8 @@ DIGESTS = ("model", "calibration", "selection", "heldout")
 MADE_WITH = ("blockwright", "python", "torch", "transformers", "cpu")
 LEAST = {"threads": 1, "calibration_tokens": 2, "sequence_length": 2, "eval_tokens": 2}
 """Smallest values, as on the command line."""
+BESIDE = {"plan", "profile"}
+"""Files of the recipe's own folder."""
 BUNDLED = "bundled:"
 """Stands for the folder of what ships with the package."""
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
@@ -77,11 +79,12 @@ class Recipe:
     ) -> FitRequest:
         """The request; ``recipe`` is the file it came from, if its digests are to be checked.
 
-        A plan file stands beside the recipe.
+        A plan file and a machine profile stand beside the recipe.
         """
         values = {"budget": None, **self.values}
-        if recipe is not None and "plan" in values:
-            values["plan"] = recipe.parent / values["plan"]
+        if recipe is not None:
+            beside = BESIDE & values.keys()
+            values |= {name: recipe.parent / values[name] for name in beside}
         return FitRequest(
             **values,
             out=out,
