@@ -28,7 +28,14 @@ class BlockwrightError(Exception):
 
 
 class UserError(BlockwrightError):
-    """Bad input or surroundings; the message is one line for the user."""
+    """Bad input or surroundings; the message is one line for the user.
+
+    Line breaks and other characters that do not print, which come from names in damaged or hostile
+    files, are escaped.
+    """
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else _escaped(c) for c in super().__str__())
 
 
 class ModelError(UserError):
@@ -85,3 +92,7 @@ class NumericalError(BlockwrightError):
 
 class StatisticMissingError(BlockwrightError):
     """A statistic was read that the method did not declare or that was not gathered."""
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -74,7 +74,11 @@ def weights_dtype(config: PreTrainedConfig, stored: Mapping[str, str]) -> torch.
 
 
 def _refuse(folder: Path, config: PreTrainedConfig) -> None:
-    kind = config.model_type
+    kind, classes = config.model_type, config.architectures or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: architectures is {classes!r}, a list of class names is needed"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{folder}: {kind} is an encoder-decoder;"

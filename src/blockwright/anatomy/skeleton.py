@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+MANY_BLOCKS = 1000
+"""Above this, the files must hold a tensor per block before the model is built."""
+
+
 @dataclass(frozen=True)
 class Skeleton:
     """A model without weights.  Names of parameters are those of the model's state dict."""
@@ -137,7 +141,13 @@ class Skeleton:
 def build_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
     """Build a model folder's skeleton; raises ``ModelError`` for what cannot be handled."""
     config = read_config(folder, trust_remote_code=trust_remote_code)
-    stored = stored_tensors(folder) if config.dtype is None else {}
+    many = _declares_many_blocks(config)
+    stored = stored_tensors(folder) if config.dtype is None or many else {}
+    if many and config.num_hidden_layers > len(stored):
+        raise ModelError(
+            f"{folder}: its config declares {config.num_hidden_layers} blocks, its files hold"
+            f" {len(stored)} tensors; repair num_hidden_layers in config.json"
+        )
     config.dtype = weights_dtype(config, stored)
     skeleton = skeleton_of_config(config, trust_remote_code=trust_remote_code)
     if _has_optional_pooler(skeleton.model) and not _any_pooler(stored or stored_tensors(folder)):
@@ -194,6 +204,12 @@ def _keep_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 module._buffers[leaf] = tensor.to(kept)
             else:
                 module._parameters[leaf] = nn.Parameter(tensor.to(kept), requires_grad=False)
+
+
+def _declares_many_blocks(config: PreTrainedConfig) -> bool:
+    """So many that building them without need would take long."""
+    blocks = getattr(config, "num_hidden_layers", 0)
+    return isinstance(blocks, int) and blocks > MANY_BLOCKS
 
 
 def _has_optional_pooler(model: PreTrainedModel) -> bool:

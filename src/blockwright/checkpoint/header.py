@@ -84,7 +84,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
     try:
         header = json.loads(text, object_pairs_hook=unique)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path} is no safetensors file: its header is no JSON") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is no safetensors file: its header is no JSON object")
@@ -112,8 +112,8 @@ def _entries(path: Path, header: dict[str, Any], base: int, size: int) -> dict[s
 
 def _entry(path: Path, name: str, item: Any, base: int) -> TensorEntry:
     try:
-        code, shape = item["dtype"], tuple(int(n) for n in item["shape"])
-        begin, end = (int(n) for n in item["data_offsets"])
+        code, shape = str(item["dtype"]), tuple(map(_size, item["shape"]))
+        begin, end = map(_size, item["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{path} is damaged: its header's entry of {name} is malformed"
@@ -124,9 +124,16 @@ def _entry(path: Path, name: str, item: Any, base: int) -> TensorEntry:
             f" (known: {', '.join(DTYPES)})"
         )
     nbytes = math.prod(shape) * DTYPES[code].itemsize
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != nbytes:
+    if end - begin != nbytes:
         raise CheckpointError(
             f"{path} is damaged: {name} of {code} {list(shape)} takes {nbytes} bytes,"
             f" its header gives it {end - begin}"
         )
     return TensorEntry(path, DTYPES[code], shape, base + begin, nbytes)
+
+
+def _size(value: Any) -> int:
+    """A number of elements or bytes; ``ValueError`` for what torch could not count."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(value)
+    return value

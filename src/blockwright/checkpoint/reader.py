@@ -164,17 +164,25 @@ def _indexed_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     index = _weight_map(path)
     files = [folder / name for name in sorted(set(index.values()))]
     for file in files:
-        if not file.is_file():
+        if not _is_file(file):
             raise CheckpointError(
                 f"{path} names {file.name}, which is missing; download or copy the model again"
             )
     return files, index
 
 
+def _is_file(path: Path) -> bool:
+    """``is_file`` for names that no file can have, too."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no readable JSON: {error}") from None
     index = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(index, dict) or not index:

@@ -48,9 +48,17 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     advice = "copy the original's tokenizer files there (tokenizer.json, tokenizer_config.json)"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0].removesuffix(" from one of:").rstrip()
-        raise TextError(f"no tokenizer could be loaded from {folder}: {reason}; {advice}") from None
+    except Exception as error:  # what is wrong in its files shows in transformers in any form
+        text = str(error).strip() or type(error).__name__
+        reason = text.partition("\n")[0].removesuffix(" from one of:").rstrip()
+        raise TextError(
+            f"no tokenizer could be loaded from {folder}: {reason}; {advice}"
+        ) from error
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TextError(
+            f"tokenizer of {folder}: model_max_length is {tokenizer.model_max_length!r}, a number"
+            f" is needed; {advice}"
+        )
     names = [str(name) for name in tokenizer.vocab_files_names.values()]
     if names and not any((folder / name).exists() for name in names):
         raise TextError(f"tokenizer files are missing in {folder}; {advice}")
