@@ -53,8 +53,8 @@ def test_work_is_summed_and_unknown_where_a_part_is() -> None:
     [
         ({"outside_ns": 8}, "was altered"),
         ({"version": PROFILE_VERSION + 1}, "has version 2, this Blockwright reads 1"),
-        ({"surprise": 1}, "malformed"),
-        ({"workload": {"phase": "sleep", "batch": 1, "context": 1}}, "malformed.*sleep"),
+        ({"surprise": 1}, "unknown key .surprise."),
+        ({"workload": {"phase": "sleep", "batch": 1, "context": 1}}, "phase: got .sleep., allowed"),
     ],
 )
 def test_a_file_that_is_not_as_written_is_refused(

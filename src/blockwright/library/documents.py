@@ -69,7 +69,11 @@ def read_document(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise DamagedError("no JSON object")
     found = content.pop("digest", None)
-    if found != digest(canonical(content)):
+    try:
+        expected = digest(canonical(content))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"no JSON: {error}") from None
+    if found != expected:
         raise DamagedError("altered")
     return content
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from blockwright.numerics.column_rounding import ColumnRounder
+from blockwright.numerics.column_sweep import STRIP
 
 
 def descend(
@@ -35,12 +36,14 @@ def descend(
     for tile in tiles:
         H_JJ, R_JR, Q_JR = H_II[tile, tile], R_IR[tile], Q_IR[tile]
         D_JR = Q_JR.clone().neg_()
-        gradients, columns = R_JR.unbind(0), Q_JR.unbind(0)
-        for j, h_jj in enumerate(H_JJ.diagonal().tolist()):
-            q = columns[j]
-            step = rounder(tile.start + j, torch.sub(q, gradients[j], alpha=1 / h_jj)) - q
-            R_JR.addr_(H_JJ[j], step)
-            q.add_(step)
-        D_JR += Q_JR
-        for rest in (slice(0, tile.start), slice(tile.stop, None)):
-            R_IR[rest].addmm_(H_II[rest, tile], D_JR)
+        gradients, columns, curvatures = R_JR.unbind(0), Q_JR.unbind(0), H_JJ.diagonal().tolist()
+        for start in range(0, len(Q_JR), STRIP):
+            stop = min(start + STRIP, len(Q_JR))
+            for j in range(start, stop):
+                q = columns[j]
+                step = rounder(tile.start + j, torch.sub(q, gradients[j], alpha=1 / curvatures[j]))
+                R_JR[j + 1 : stop].addr_(H_JJ[j, j + 1 : stop], step - q)
+                q.copy_(step)
+            D_JR[start:stop] += Q_JR[start:stop]
+            R_JR[stop:].addmm_(H_JJ[stop:, start:stop], D_JR[start:stop])
+        R_IR[tile.stop :].addmm_(H_II[tile.stop :, tile], D_JR)

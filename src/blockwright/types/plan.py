@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.errors import PlanError
+from blockwright.types._decoding import Decoder
 from blockwright.types.candidate import Candidate
 from blockwright.types.memory import Memory
 from blockwright.types.workload import Workload
@@ -169,7 +170,7 @@ class Plan:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise PlanError(f"plan {path} does not exist") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PlanError(f"plan {path} is no readable JSON: {error}") from None
         return cls.from_json(data, where=str(path))
 
@@ -184,10 +185,10 @@ class Plan:
         choices = data.get("choices")
         if not isinstance(choices, dict) or not choices:
             raise PlanError(f"{where}: 'choices' must map every site to its candidate")
-        try:
-            parsed = {site: Choice(**choice) for site, choice in choices.items()}
-            for choice in parsed.values():
-                Candidate.parse(choice.candidate)
-            return cls(**{**data, "choices": parsed})
-        except TypeError as error:
-            raise PlanError(f"{where}: {error}") from None
+        plan = cls(**DECODER.fields(cls, data, where))
+        for choice in plan.choices.values():
+            Candidate.parse(choice.candidate)
+        return plan
+
+
+DECODER = Decoder(PlanError)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.errors import ProfileError
+from blockwright.types._decoding import Decoder
 from blockwright.types.workload import Workload
 
 PROFILE_VERSION = 1
@@ -73,7 +74,7 @@ class Profile:
             raise ProfileError(
                 f"profile {path} does not exist; `blockwright profile` makes one"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ProfileError(f"profile {path} is no readable JSON: {error}") from None
         if not isinstance(data, dict):
             raise ProfileError(f"profile {path}: a JSON object is needed")
@@ -95,7 +96,7 @@ class Profile:
                 f"profile {where} has version {version}, this Blockwright reads {PROFILE_VERSION};"
                 " measure it again with `blockwright profile`"
             )
-        try:
-            return cls(**{**data, "workload": Workload.from_json(data["workload"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProfileError(f"profile {where} is malformed: {error}") from None
+        return cls(**DECODER.fields(cls, data, f"profile {where}"))
+
+
+DECODER = Decoder(ProfileError, least={"batch": 1, "context": 1})

@@ -17,19 +17,17 @@ The keys are the fields of ``FitRequest``.  Not in a recipe: where results go (`
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import tomllib
-import types
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from blockwright.errors import RecipeError
+from blockwright.types._decoding import Decoder
 from blockwright.types.candidate import Candidate
 from blockwright.types.fit import FitRequest
 
@@ -45,7 +43,6 @@ BESIDE = {"plan", "profile"}
 """Files of the recipe's own folder."""
 BUNDLED = "bundled:"
 """Stands for the folder of what ships with the package."""
-TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +124,8 @@ class Recipe:
             raise RecipeError(f"{where}: version {version}, this tool reads {RECIPE_VERSION}")
         digests = _texts(data.pop("digests", {}), DIGESTS, f"{where}: digests")
         made_with = _texts(data.pop("made_with", {}), MADE_WITH, f"{where}: made_with")
-        _check_keys(data, [*_names(), *TOP_LEVEL], where)
-        values = _decode_fields(FitRequest, data, where, NOT_IN_RECIPES)
+        DECODER.check_keys(data, [*_names(), *TOP_LEVEL], where)
+        values = DECODER.fields(FitRequest, data, where, NOT_IN_RECIPES)
         for candidate in values.get("candidates", ()):
             Candidate.parse(candidate)
         if not any(values.get(name) for name in ("budget", "plan", "lossless")):
@@ -185,63 +182,9 @@ def _toml(value: Any) -> str:
 
 def _texts(table: Any, known: Collection[str], where: str) -> dict[str, str]:
     """A table of texts under known keys."""
-    if not isinstance(table, dict):
-        raise RecipeError(f"{where}: got {table!r}, needs a table")
-    _check_keys(table, known, where)
-    return {name: _decode(str, value, f"{where}.{name}") for name, value in table.items()}
+    texts: dict[str, str] = DECODER.value(Mapping[str, str], table, where)
+    DECODER.check_keys(texts, known, where)
+    return texts
 
 
-def _check_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            nearest = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"{where}: unknown key {key!r}{nearest} (known: {', '.join(known)})")
-
-
-def _decode_fields(
-    cls: type[Any], table: Any, where: str, left_out: Collection[str] = ()
-) -> dict[str, Any]:
-    """Values of a dataclass's fields, checked against its annotations."""
-    if not isinstance(table, dict):
-        raise RecipeError(f"{where}: got {table!r}, needs a table")
-    hints = get_type_hints(cls)
-    known = {item.name: item for item in fields(cls) if item.name not in left_out}
-    _check_keys(table, known, where)
-    for name, item in known.items():
-        optional = type(None) in get_args(hints[name]) or item.default is not MISSING
-        if name not in table and not optional and item.default_factory is MISSING:
-            raise RecipeError(f"{where}: the key {name!r} is missing")
-    return {name: _decode(hints[name], value, f"{where}: {name}") for name, value in table.items()}
-
-
-def _decode(expected: Any, value: Any, where: str) -> Any:
-    """A value of the expected type, or ``RecipeError`` naming the key."""
-    if get_origin(expected) in (Union, types.UnionType):
-        expected = next(each for each in get_args(expected) if each is not type(None))
-    if get_origin(expected) is tuple:
-        if not isinstance(value, list):
-            raise RecipeError(f"{where}: got {value!r}, needs a list")
-        return tuple(_decode(get_args(expected)[0], item, where) for item in value)
-    if is_dataclass(expected) and isinstance(expected, type):
-        return expected(**_decode_fields(expected, value, where))
-    if isinstance(expected, type) and issubclass(expected, StrEnum):
-        if value not in list(expected):
-            raise RecipeError(f"{where}: got {value!r}, allowed: {', '.join(expected)}")
-        return expected(value)
-    return _decode_simple(expected, value, where)
-
-
-def _decode_simple(expected: type, value: Any, where: str) -> Any:
-    kind = str if expected is Path else expected
-    fits = isinstance(value, int | float if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise RecipeError(f"{where}: got {value!r}, needs {TYPE_NAMES[kind]}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{where}: got {value!r}, needs a finite number")
-    least = LEAST.get(where.rpartition(" ")[2])
-    if least is not None and value < least:
-        raise RecipeError(f"{where}: got {value!r}, at least {least} is allowed")
-    if isinstance(value, str):
-        return expected(_located(value))
-    return expected(value)
+DECODER = Decoder(RecipeError, LEAST, _located, "a table")

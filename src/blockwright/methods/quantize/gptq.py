@@ -10,7 +10,8 @@ Idea:    What counts is the output W x, not W.  After a column is rounded, the b
 
 Equations -> code
     Eq. (2), (3)   column_sweep   error of a column, update of the columns still free
-    Algorithm 1    column_sweep   tiles of 128 columns; those to the right updated once per tile
+    Algorithm 1    column_sweep   tiles of 128 columns; those to the right updated once per tile,
+                                  those of the tile once per strip of 16
     U              upper_factor   U^T U = inv(H + damping mean(diag H) I)
 Shapes:  O out features, R rows (O, or several weights stacked), I in features, J columns of a tile.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
@@ -93,7 +94,7 @@ class Gptq(LinearMethod):
 
     paper: ClassVar[str] = "Frantar et al., GPTQ, ICLR 2023"
     family: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = GridFormat  # type: ignore[type-abstract]
 
     damping: float = 0.01
@@ -141,7 +142,7 @@ def in_dynamic_groups(
     W_IO = W_OI.T.contiguous()
     group_size = format.group_size or len(W_IO)
     groups = DynamicGroups(fit, W_IO, group_size, format.fit_grid(W_OI))
-    sweep(W_IO, U_II, groups, tiles_of(len(W_IO), group_size))
+    sweep(W_IO, U_II, groups, tiles_of(len(W_IO), group_size), sees=group_size)
     return groups.grid, W_IO
 
 

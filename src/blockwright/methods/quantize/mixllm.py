@@ -65,7 +65,7 @@ class Mixllm(LinearMethod):
 
     paper: ClassVar[str] = "Zheng et al., MixLLM, 2024"
     family: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = MixedRowsFormat  # type: ignore[type-abstract]
 
     compensate: bool = True

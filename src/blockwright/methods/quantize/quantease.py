@@ -70,7 +70,7 @@ class QuantEase(LinearMethod):
 
     paper: ClassVar[str] = "Behdin et al., QuantEase, 2023"
     family: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = GridFormat  # type: ignore[type-abstract]
 
     damping: float = 0.01

@@ -32,6 +32,7 @@ Checked: tests/claims/test_sparsify.py: error against Wanda, refit never worse.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -153,7 +154,9 @@ class Pruner:
         undecided = torch.zeros(W_IO.shape, dtype=torch.bool, device=W_IO.device)
         mask_IO = undecided if mask_OI is None else mask_OI.T.contiguous()
         columns = MaskedColumns(W_IO, self.pivot_I, format, mask_IO, mask_OI is not None, grid)
-        sweep(W_IO, self.U_II, columns, tiles_of(len(W_IO), group_inputs(format) or TILE))
+        group = group_inputs(format) or TILE
+        sees = math.gcd(format.pattern_size or TILE, group)
+        sweep(W_IO, self.U_II, columns, tiles_of(len(W_IO), group), sees=sees)
         if not all_finite(W_IO):
             raise NumericalError("the compensated weights grew past float32; raise the damping")
         return columns
@@ -165,7 +168,7 @@ class Sparsegpt(LinearMethod):
 
     paper: ClassVar[str] = "Frantar and Alistarh, SparseGPT, ICML 2023"
     family: ClassVar[str] = "sparsify"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = MaskedFormat  # type: ignore[type-abstract]
 
     refit: bool = True
