@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError, StatisticMissingError
 from blockwright.formats import FormatLinear
-from blockwright.numerics.losses import quadratic_error, relative_error
+from blockwright.numerics.losses import quadratic_error, row_errors, relative_error
 from blockwright.registry import (
     format_class,
     format_named,
@@ -250,13 +250,18 @@ def test_output_is_finite_of_the_right_shape_and_dtype(
 
 
 @every_filling
-def test_what_is_stored_is_what_was_solved(
+def test_what_is_stored_is_what_was_solved_and_errs_as_the_method_says(
     name: str, options: Options, format_name: str, layer: Layer
 ) -> None:
     method = method_named(name, options)
     format = filled_format(format_name)
-    W_hat = solved(method, layer.W_OI, layer.statistics, format)
-    assert torch.equal(packed(method, layer, format).dequantize(), W_hat)
+    solution = method.solve(layer.W_OI, layer.statistics, format)
+    W_hat = packed(method, layer, format).dequantize()
+    assert torch.equal(W_hat, solution.weight())
+    said = solution.errors_O if isinstance(solution, GridSolution) else None
+    if said is not None:
+        measured = row_errors(W_hat - layer.W_OI, layer.statistics.need(Statistic.INPUT_GRAM))
+        torch.testing.assert_close(said, measured, rtol=1e-3, atol=1e-6 * float(measured.max()))
 
 
 @pytest.mark.parametrize(("name", "options", "format_name"), fillings(GRIDS))

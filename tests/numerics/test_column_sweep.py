@@ -7,7 +7,8 @@ import torch
 
 from blockwright.numerics.column_rounding import column_rounder
 from blockwright.numerics.column_sweep import TILE, sweep, tiles_of
-from blockwright.numerics.inverse_hessian import upper_factor
+from blockwright.numerics.inverse_hessian import damped, factor_damped, upper_factor
+from blockwright.numerics.losses import row_errors
 from blockwright.registry import format_named
 from blockwright.types import GridFormat
 from tests.layers import gram, outlier_layer
@@ -38,3 +39,19 @@ def test_tiling_changes_only_rounding() -> None:
         results.append(Q)
     for Q in results[1:]:
         assert (results[0] == Q).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize("sees", [TILE, 12])
+def test_the_error_it_returns_is_that_of_the_damped_gram(sees: int) -> None:
+    layer = outlier_layer(0, out_features=24, in_features=200, tokens=600)
+    format = format_named("int3-row")
+    assert isinstance(format, GridFormat)
+    H = gram(layer.X_TI)
+    H[7], H[:, 7] = 0, 0
+    U, added = factor_damped(H, 0.01)
+    Q = layer.W_OI.T.contiguous()
+    rounder = column_rounder(format.fit_grid(layer.W_OI), torch.arange(200))
+    errors = sweep(Q, U, rounder, tiles_of(200), sees=sees)
+    expected = row_errors(Q.T - layer.W_OI, H + added.diag())
+    torch.testing.assert_close(errors, expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(H + added.diag(), damped(H, 0.01))

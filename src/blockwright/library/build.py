@@ -13,6 +13,7 @@ from blockwright.registry import resolve
 from blockwright.types import (
     Candidate,
     Format,
+    GridSolution,
     LinearMethod,
     Method,
     PackedFormat,
@@ -216,7 +217,9 @@ def _packed(
     W_hat = packed.dequantize()
     if not torch.isfinite(W_hat).all():
         raise NumericalError(f"{job.wanted.candidate} gave values that are not finite")
-    errors_O = row_errors(W_hat - layer.W_OI, layer.H_II)
+    errors_O = solution.errors_O if isinstance(solution, GridSolution) else None
+    if errors_O is None:
+        errors_O = row_errors(W_hat - layer.W_OI, layer.H_II)
     error, energy = float(errors_O.sum(dtype=torch.float64)), layer.output_energy
     tensors = packed.stored_tensors()
     facts = {

@@ -34,8 +34,10 @@ def sweep(
     tiles: Sequence[slice],
     *,
     sees: int = TILE,
-) -> None:
-    """Algorithm 1: replace W by Q, in place.
+) -> Tensor:
+    """Algorithm 1: replace W by Q, in place; the squared output error of every row, under Hd.
+
+    It costs nothing: all that was taken from W is E U, so that (W - Q) Hd (W - Q)^T is E E^T.
 
     ``W_IR`` is the weight *transposed*, one column of W to a row, in the order of ``U_II``.  Rows
     of W do not touch each other: weights that share their inputs, or one weight in several formats,
@@ -44,6 +46,7 @@ def sweep(
     ``sees``: the rounder looks at columns to the right of its own at multiples of this, if at all.
     """
     strip = math.gcd(STRIP, sees)
+    error_R = W_IR.new_zeros(W_IR.shape[1])
     for tile in tiles:
         W_JR, U_JJ = W_IR[tile], U_II[tile, tile]
         E_JR = torch.empty_like(W_JR)
@@ -58,6 +61,8 @@ def sweep(
                 W_JR[j + 1 : stop].addr_(U_JJ[j, j + 1 : stop], e, alpha=-1)  # Eq. (3)
             W_JR[stop:].addmm_(U_JJ[start:stop, stop:].T, E_JR[start:stop], alpha=-1)
         W_IR[tile.stop :].addmm_(U_II[tile, tile.stop :].T, E_JR, alpha=-1)
+        error_R += E_JR.square_().sum(0)
+    return error_R
 
 
 def tiles_of(in_features: int, group_size: int = 1) -> list[slice]:

@@ -38,18 +38,23 @@ def upper_factor(H_II: Tensor, damping: float, *, order: Tensor | None = None) -
     Raises ``NumericalError`` when H holds NaN or infinity, has a negative diagonal, or is not
     positive definite even so.
     """
+    return factor_damped(H_II, damping, order=order)[0]
+
+
+def factor_damped(
+    H_II: Tensor, damping: float, *, order: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``upper_factor``, and what it added to the diagonal of H, [I] in H's own order."""
     h_I = H_II.diagonal()
     if not all_finite(H_II):
         raise NumericalError("the input Gram holds NaN or infinity")
     if (h_I < 0).any():
         raise NumericalError("the input Gram has a negative diagonal: it is no Gram")
-    for attempt in range(RETRIES + 1):
-        U_II = _factor(H_II, damping * 10**attempt, order, torch.float32)
+    attempts = [(damping * 10**attempt, torch.float32) for attempt in range(RETRIES + 1)]
+    for tried, dtype in (*attempts, (damping * 10**RETRIES, torch.float64)):
+        U_II = _factor(H_II, tried, order, dtype)
         if U_II is not None:
-            return U_II
-    U_II = _factor(H_II, damping * 10**RETRIES, order, torch.float64)
-    if U_II is not None:
-        return U_II
+            return U_II, _raised(h_I, tried) - h_I
     raise NumericalError(
         f"the input Gram [{len(h_I)}, {len(h_I)}] is not positive definite, not even with damping "
         f"{damping * 10**RETRIES:g} of its mean diagonal, in float64"
@@ -106,9 +111,12 @@ def _damped_reversed(
 
 def _damped(Hd_II: Tensor, damping: float) -> Tensor:
     """In place."""
-    h_I = Hd_II.diagonal()
+    Hd_II.diagonal().copy_(_raised(Hd_II.diagonal(), damping))
+    return Hd_II
+
+
+def _raised(h_I: Tensor, damping: float) -> Tensor:
+    """The diagonal of Hd."""
     dead_I = h_I == 0
     alive = max(int((~dead_I).sum()), 1)
-    h_I += damping * h_I.sum() / alive
-    h_I[dead_I] = 1.0
-    return Hd_II
+    return torch.where(dead_I, 1.0, h_I + damping * h_I.sum() / alive)

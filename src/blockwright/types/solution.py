@@ -38,6 +38,8 @@ class GridSolution(Solution):
     codes_OI: Tensor  # noqa: N815 - shape suffix
     """uint8 [O, I]"""
     grid: Grid
+    errors_O: Tensor | None = None  # noqa: N815 - shape suffix
+    """fp32 [O], squared error of every output, mean over tokens, where the method knows it."""
 
     def weight(self) -> Tensor:
         return self.grid.decode(self.codes_OI, slice(None))

@@ -54,7 +54,7 @@ from blockwright.methods.quantize._static_groups import in_static_groups
 from blockwright.numerics.column_rounding import ColumnRounder, column_rounder
 from blockwright.numerics.column_sweep import sweep, tiles_of
 from blockwright.numerics.finite import all_finite
-from blockwright.numerics.inverse_hessian import upper_factor
+from blockwright.numerics.inverse_hessian import factor_damped
 from blockwright.types import (
     Format,
     Grid,
@@ -121,29 +121,33 @@ class Gptq(LinearMethod):
         h_I = input_energy(statistics)
         order = torch.argsort(h_I, descending=True, stable=True)
         order = order if self.act_order else torch.arange(len(h_I), device=h_I.device)
-        U_II = upper_factor(statistics.need(Statistic.INPUT_GRAM), self.damping, order=order)
+        H_II = statistics.need(Statistic.INPUT_GRAM)
+        U_II, added_I = factor_damped(H_II, self.damping, order=order)
         for format in formats:
             if not isinstance(format, GridFormat):
                 raise CandidateError(f"gptq cannot fill {format.name}: it fills grid formats")
             fit = grid_fitter(format, self.search, h_I)
             if self.act_order:
-                grid, W_IO = in_static_groups(W_OI, U_II, order, fit)
+                grid, W_IO, damped_O = in_static_groups(W_OI, U_II, order, fit)
             else:
-                grid, W_IO = in_dynamic_groups(W_OI, U_II, format, fit)
+                grid, W_IO, damped_O = in_dynamic_groups(W_OI, U_II, format, fit)
             if not all_finite(W_IO):
                 raise NumericalError("the compensated weights grew past float32; raise the damping")
-            yield GridSolution(codes_OI=grid.encode(W_IO.T, slice(None)), grid=grid)
+            codes_OI = grid.encode(W_IO.T, slice(None))
+            error_O = damped_O - added_I @ W_IO.sub_(W_OI.T).square_()
+            yield GridSolution(codes_OI=codes_OI, grid=grid, errors_O=error_O.clamp_(min=0))
 
 
 def in_dynamic_groups(
     W_OI: Tensor, U_II: Tensor, format: GridFormat, fit: GridFitter
-) -> tuple[Grid, Tensor]:
-    """Sweep in natural order, fitting each group when it is reached; the grid and Q^T [I, O]."""
+) -> tuple[Grid, Tensor, Tensor]:
+    """``in_static_groups`` in natural order, fitting each group when it is reached."""
     W_IO = W_OI.T.contiguous()
     group_size = format.group_size or len(W_IO)
     groups = DynamicGroups(fit, W_IO, group_size, format.fit_grid(W_OI))
-    sweep(W_IO, U_II, groups, tiles_of(len(W_IO), group_size), sees=group_size)
-    return groups.grid, W_IO
+    tiles = tiles_of(len(W_IO), group_size)
+    error_O = sweep(W_IO, U_II, groups, tiles, sees=group_size)
+    return groups.grid, W_IO, error_O
 
 
 METHOD = Gptq

@@ -109,7 +109,7 @@ class Mixllm(LinearMethod):
         if U_II is None:
             grid = fit(W_OI, slice(None))
             return grid.decode(grid.encode(W_OI, slice(None)), slice(None))
-        _, Q_IO = in_static_groups(W_OI, U_II, order, fit)
+        _, Q_IO, _ = in_static_groups(W_OI, U_II, order, fit)
         if not all_finite(Q_IO):
             raise NumericalError("the compensated weights grew past float32; raise the damping")
         return Q_IO.T.contiguous()
