@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError, StatisticMissingError
 from blockwright.formats import FormatLinear
-from blockwright.numerics.losses import quadratic_error, row_errors, relative_error
+from blockwright.numerics.losses import quadratic_error, relative_error, row_errors
 from blockwright.registry import (
     format_class,
     format_named,
