@@ -30,8 +30,8 @@ class BlockwrightError(Exception):
 class UserError(BlockwrightError):
     """Bad input or surroundings; the message is one line for the user.
 
-    Line breaks and other characters that do not print, which come from names in damaged or hostile
-    files, are escaped.
+    Line breaks become spaces, and other characters that do not print, which come from names in
+    damaged or hostile files, are escaped.
     """
 
     def __str__(self) -> str:
@@ -95,4 +95,4 @@ class StatisticMissingError(BlockwrightError):
 
 
 def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")

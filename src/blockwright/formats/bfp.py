@@ -70,7 +70,7 @@ class BfpLinear(Int4Linear):
 
     def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
         groups = self.format.groups(self.in_features)
-        return {"exponent": exponents_of(matrix.scale()[:, :groups])}
+        return {"exponent": exponents_of(matrix.scale()[:, :groups].contiguous())}
 
 
 @dataclass(frozen=True)
