@@ -17,6 +17,7 @@ from blockwright.attention.mixers.hippo import legs, normal_part, transfer
 from blockwright.attention.mixers.lightning import Lightning, slopes
 from blockwright.attention.mixers.ptd import perturbed_modes
 from blockwright.attention.mixers.s4d import Modes, S4d, linear_modes
+from blockwright.attention.ring import bytes_per_step
 from tests.claims.ledger import Grade, claim
 
 FLASH_FFT = "Fu et al., FlashFFTConv, ICLR 2024"
@@ -310,3 +311,18 @@ def on_sphere(x: Tensor) -> Tensor:
     """Points of a small cap, so that distances are those of the plane, nearly."""
     near = 0.5 * x
     return torch.cat([near, (1 - near.square().sum(-1, keepdim=True)).sqrt()], dim=-1)
+
+
+@claim(
+    method="token_ring",
+    family="attention",
+    paper="Wang et al., TokenRing, 2024",
+    says="the busier direction of a link carries half of what Ring Attention's does",
+    measures="bytes per step / those of the ring of keys, a head of keys for every query head",
+    at_most=0.55,
+    grade=Grade.HARD,
+)
+def test_token_ring_halves_the_busier_direction() -> float:
+    q = torch.zeros(1, 8, 4, 128)
+    sent = bytes_per_step(q, q, q)
+    return sent["queries"] / sent["keys"]
