@@ -1,0 +1,1 @@
+"""Sequence mixers, one paper per file; ``attention.mixer`` is their interface."""
