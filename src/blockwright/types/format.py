@@ -248,6 +248,28 @@ class OutlierFormat(PackedFormat):
         """Columns kept of so many inputs, K."""
 
 
+class SalientFormat(PackedFormat):
+    """Some whole input columns on a finer grid than the others, which have a factor each."""
+
+    @property
+    @abstractmethod
+    def salient(self) -> GridFormat:
+        """The format of the finer columns, [O, K]."""
+
+    @property
+    @abstractmethod
+    def rest(self) -> GridFormat:
+        """The format of the others over their factors, [O, I - K]."""
+
+    @abstractmethod
+    def kept(self, in_features: int) -> int:
+        """Finer columns of so many inputs, K."""
+
+    @abstractmethod
+    def stored_factor(self, factor_J: Tensor) -> Tensor:
+        """Factors as they will be stored, fp32."""
+
+
 class MixedRowsFormat(PackedFormat):
     """Some whole rows on a finer grid than the others."""
 

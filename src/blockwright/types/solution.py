@@ -100,6 +100,29 @@ class OutlierSolution(Solution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SalientSolution(Solution):
+    """Some whole input columns on one grid, the others on a coarser one, each times a factor."""
+
+    columns_K: Tensor  # noqa: N815 - shape suffix
+    """int64 [K], rising: the columns on the finer grid"""
+    salient: GridSolution
+    """[O, K]"""
+    rest: GridSolution
+    """[O, J]: the other columns, in order"""
+    factor_J: Tensor  # noqa: N815 - shape suffix
+    """fp32 [J], already rounded to its stored dtype"""
+
+    def weight(self) -> Tensor:
+        salient_OK = self.salient.weight()
+        inputs = len(self.columns_K) + len(self.factor_J)
+        is_salient_I = self.columns_K.new_zeros(inputs).index_fill_(0, self.columns_K, 1).bool()
+        W_OI = salient_OK.new_empty((len(salient_OK), inputs))
+        W_OI[:, is_salient_I] = salient_OK
+        W_OI[:, ~is_salient_I] = self.rest.weight() * self.factor_J
+        return W_OI
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixedRowsSolution(Solution):
     """Rows on two grids."""
 
