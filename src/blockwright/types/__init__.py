@@ -12,6 +12,7 @@ from blockwright.types.composite import (
 )
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
+    DyadicFormat,
     Format,
     Grid,
     GridFormat,
@@ -24,6 +25,7 @@ from blockwright.types.format import (
     SalientFormat,
     StoredCodes,
     ValueFormat,
+    VectorFormat,
     ZeroPointFormat,
 )
 from blockwright.types.group import Group, group_site
@@ -37,6 +39,7 @@ from blockwright.types.recipe import Recipe
 from blockwright.types.site import Site, SiteKind, TableRole
 from blockwright.types.solution import (
     DenseSolution,
+    DyadicSolution,
     FactoredSolution,
     GridSolution,
     MaskedSolution,
@@ -46,6 +49,7 @@ from blockwright.types.solution import (
     SalientSolution,
     Solution,
     SumSolution,
+    VectorSolution,
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
@@ -64,6 +68,8 @@ __all__ = [
     "Choice",
     "CompositeFormat",
     "DenseSolution",
+    "DyadicFormat",
+    "DyadicSolution",
     "FactoredFormat",
     "FactoredSolution",
     "FitRequest",
@@ -117,6 +123,8 @@ __all__ = [
     "Timing",
     "ValueFormat",
     "VariantRecord",
+    "VectorFormat",
+    "VectorSolution",
     "Workload",
     "ZeroPointFormat",
     "cache_block",

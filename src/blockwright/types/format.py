@@ -270,6 +270,33 @@ class SalientFormat(PackedFormat):
         """Factors as they will be stored, fp32."""
 
 
+class VectorFormat(PackedFormat):
+    """Codes of vectors of consecutive inputs, in a codebook of the weight's own; implementations
+    are frozen dataclasses with these fields.
+    """
+
+    entries: int
+    """Vectors of the codebook, K."""
+    dim: int
+    """Inputs that share a code, D."""
+    group_size: int
+    """Consecutive inputs that share a scale; 0 = the whole row."""
+
+
+class DyadicFormat(PackedFormat):
+    """Integer rows, inputs and outputs, joined by dyadic numbers."""
+
+    input_top: ClassVar[int]
+    """Largest integer of an input."""
+    output_top: ClassVar[int]
+    """Largest integer of an output."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> GridFormat:
+        """The symmetric format of the rows, [O, I]."""
+
+
 class MixedRowsFormat(PackedFormat):
     """Some whole rows on a finer grid than the others."""
 
