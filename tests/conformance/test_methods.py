@@ -51,7 +51,7 @@ STRUCTURES = (
     *("bf16", "df11", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
     *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
-    *("ksort+bfp8-b32", "bin-p20", "vq16-d2-g64", "vq256-d4-row"),
+    *("ksort+bfp8-b32", "bin-p20", "vq16-d2-g64", "vq256-d4-row", "dyadic8", "dyadic4"),
 )
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {
@@ -89,6 +89,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
     "ptq161": ((), (("rounds", "0"), ("passes", "0"), ("unbiased", "false"))),
     "simvq": ((), (("start", "simvq"), ("fit", "map"), ("steps", "20"), ("passes", "1"))),
+    "hawq": ((), (("compensate", "false"),)),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),
@@ -323,7 +324,7 @@ def test_weights_that_have_the_structure_are_recovered_to_rounding(
     few_bits = (
         "+" in format_name,
         "&" in format_name,
-        format_name.startswith(("mix", "bin", "vq")),
+        format_name.startswith(("mix", "bin", "vq", "dyadic4")),
     )
     twice = any(few_bits)  # rounded to few bits, twice
     rounding = 2e-2 if twice else 1e-4
