@@ -1,13 +1,15 @@
 """Claims about vector codebooks of weights.
 
 Collapse: vectors are eight weights of the outlier-layer over their root mean square, the codebook
-of 1,024 entries starts beside them, shifted by 3; 300 batches of 2,048 vectors, Adam.
+of 512 entries starts beside them, shifted by 3; 300 batches of 512 vectors, Adam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from blockwright.types import Statistics
 from tests.claims.ledger import Grade, claim
 from tests.layers import outlier_layer
 
-DIM, ENTRIES, SHIFT = 8, 1024, 3.0
+DIM, ENTRIES, SHIFT = 8, 512, 3.0
 VANILLA_RATES = (0.003, 0.01, 0.03, 0.1)
 """The larger, the more of the codebook is dragged to the vectors, by chance."""
 TWO_BITS = VqFormat(256, 4, 0)
@@ -34,10 +36,13 @@ def vectors(seed: int, dim: int = DIM) -> Tensor:
     return (W / W.square().mean(2, keepdim=True).sqrt()).view(-1, dim)
 
 
+@cache
 def trained(seed: int, *, mapped: bool, rate: float) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     C = torch.randn(ENTRIES, DIM, generator=random) / DIM**0.5 + SHIFT
-    return train_codebook(vectors(seed), C, mapped=mapped, steps=300, rate=rate, generator=random)
+    return train_codebook(
+        vectors(seed), C, mapped=mapped, steps=300, rate=rate, generator=random, batch=512
+    )
 
 
 def used(z: Tensor, E: Tensor) -> float:
@@ -48,10 +53,11 @@ def error(z: Tensor, E: Tensor) -> float:
     return float((E[nearest(z, E)] - z).square().mean() / z.square().mean())
 
 
+@pytest.mark.slow
 @claim(
     method="simvq",
     says="through one linear map no entry dies",
-    measures="share of 1,024 entries in use, codebook started beside the vectors",
+    measures="share of 512 entries in use, codebook started beside the vectors",
     grade=Grade.FIRM,
     at_least=0.95,
 )
@@ -59,10 +65,11 @@ def test_a_mapped_codebook_is_used(seed: int) -> float:
     return used(vectors(seed), trained(seed, mapped=True, rate=0.01))
 
 
+@pytest.mark.slow
 @claim(
     method="simvq",
     says="trained entry by entry most of the codebook collapses",
-    measures="share of 1,024 entries in use at the best of four rates",
+    measures="share of 512 entries in use at the best of four rates",
     grade=Grade.FIRM,
     at_most=0.25,
 )
@@ -72,10 +79,11 @@ def test_a_plain_codebook_collapses(seed: int) -> float:
     return used(z, min(found, key=lambda E: error(z, E)))
 
 
+@pytest.mark.slow
 @claim(
     method="simvq",
     says="which shows in the error: 0.4 of it against rates to 0.01, 0.6 against a rate of 0.1",
-    measures="error / that of entry by entry at the best of four rates, 8 weights, 1,024 entries",
+    measures="error / that of entry by entry at the best of four rates, 8 weights, 512 entries",
     grade=Grade.FIRM,
     at_most=0.7,
 )
@@ -85,6 +93,7 @@ def test_a_mapped_codebook_errs_less(seed: int) -> float:
     return error(z, trained(seed, mapped=True, rate=0.01)) / plain
 
 
+@pytest.mark.slow
 @claim(
     method="simvq",
     says="for weights that stand still k-means is better than one map of random vectors",
@@ -95,7 +104,7 @@ def test_a_mapped_codebook_errs_less(seed: int) -> float:
 def test_kmeans_beats_a_mapped_codebook(seed: int) -> float:
     z, random = vectors(seed, 4), torch.Generator().manual_seed(seed)
     C = torch.randn(256, 4, generator=random) / 2
-    mapped = train_codebook(z, C, mapped=True, steps=300, rate=0.01, generator=random)
+    mapped = train_codebook(z, C, mapped=True, steps=300, rate=0.01, generator=random, batch=512)
     return error(z, kmeans(z, torch.ones_like(z), 256, rounds=25, generator=random)) / error(
         z, mapped
     )
@@ -117,6 +126,7 @@ def test_vectors_beat_two_bits_rounded(seed: int) -> float:
     return float((found - W).square().sum() / (rounded - W).square().sum())
 
 
+@pytest.mark.slow
 @claim(
     method="simvq",
     says="codes of vectors beat improved integers at 2, 3 and 4 bits, at fewer bytes",

@@ -248,8 +248,10 @@ class BinLinear(CompositeLinear):
 
     def _inputs_of_parts(self) -> tuple[Tensor, Tensor]:
         """int32 [K] and [J], rising."""
-        is_salient_I = unpack_codes(self.mask, 1, 1, self.in_features)[0].bool()
-        return is_salient_I.nonzero()[:, 0].int(), (~is_salient_I).nonzero()[:, 0].int()
+        is_salient_I = unpack_codes(self.mask, 1, 1, self.in_features)[0]
+        order_I = is_salient_I.argsort(descending=True, stable=True).int()
+        kept = self.format.kept(self.in_features)
+        return order_I[:kept], order_I[kept:]
 
 
 FORMAT = BinFormat

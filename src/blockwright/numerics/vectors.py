@@ -155,5 +155,7 @@ def _conjugate_gradients(
 def _distances(z_ND: Tensor, E_KD: Tensor, weight_ND: Tensor | None) -> Tensor:
     """[N, K], but for what all entries have in common."""
     if weight_ND is None:
-        return torch.addmm(E_KD.square().sum(1), z_ND, E_KD.T, alpha=-2)
-    return torch.addmm(weight_ND @ E_KD.square().T, weight_ND * z_ND, E_KD.T, alpha=-2)
+        weight_ND, squares = z_ND.new_ones(len(z_ND), 1), E_KD.square().sum(1, keepdim=True)
+        return torch.cat([z_ND, weight_ND], 1) @ torch.cat([-2 * E_KD, squares], 1).T
+    weighted = torch.cat([weight_ND * z_ND, weight_ND], 1)  # one product with 2 D inside
+    return weighted @ torch.cat([-2 * E_KD, E_KD.square()], 1).T

@@ -60,12 +60,12 @@ Start = Literal["kmeans", "simvq"]
 Fit = Literal["entries", "map"]
 TOP = 127
 """Largest value of an entry."""
-SAMPLE = 1 << 16
+SAMPLE = 1 << 15
 """Vectors that the start sees."""
-KMEANS_ROUNDS = 25
+KMEANS_ROUNDS = 10
 BATCH_RATE = 0.01
 """Learning rate of A and b."""
-FIT_STEPS = 12
+FIT_STEPS = 6
 """Conjugate gradients of a refit."""
 
 
