@@ -50,3 +50,35 @@ def test_gptq_beats_rounding_on_the_bundled_model(seed: int, tmp_path: Path) -> 
         uniform_kl(f"int3-g64:{method}", 3.3, seed, tmp_path) for method in ("gptq", "rtn")
     )
     return compensated / rounded
+
+
+@pytest.mark.slow
+@claim(
+    method="simvq",
+    says="on a trained model, too, codes of vectors beat improved integers, at fewer bytes",
+    measures=f"held-out KL, uniform vq256-d4-row / quantease int2-g64, bundled model, {TEXT}",
+    grade=Grade.SOFT,
+    at_most=0.8,
+)
+def test_vectors_beat_integers_on_the_bundled_model(seed: int, tmp_path: Path) -> float:
+    vectors, integers = (
+        uniform_kl(candidate, 2.3, seed, tmp_path)
+        for candidate in ("vq256-d4-row:simvq", "int2-g64:quantease")
+    )
+    return vectors / integers
+
+
+@pytest.mark.slow
+@claim(
+    method="ptq161",
+    says="columns in 4 bits save a trained model that is binarized",
+    measures=f"held-out KL, uniform bin-p20 / gptq affine1-row, bundled model, {TEXT}",
+    grade=Grade.SOFT,
+    at_most=0.5,
+)
+def test_columns_in_4_bits_save_the_bundled_model(seed: int, tmp_path: Path) -> float:
+    saved, binary = (
+        uniform_kl(candidate, 2.3, seed, tmp_path)
+        for candidate in ("bin-p20:ptq161", "affine1-row:gptq")
+    )
+    return saved / binary

@@ -18,7 +18,7 @@ Units:   bits per weight = log2(K) / D + 16 / group_size + 8 K D / (O I).
 Kernels: CPU, bf16: looked up once, when first multiplied, into int8 (rows, the int8 kernel) or
          int8-g64-sym (groups, the int4 kernel twice): 8 bits are resident beside the codes.
          Elsewhere: dequantized in chunks from the same.
-Differs: 1. The codebook is stored, in 8-bit integers: that costs nothing (``docs/decisions.md``).
+Differs: 1. The codebook is stored, in 8-bit integers, which cost no precision that matters.
             SimVQ's can be made from a seed and a D x D map, which pays where codebooks are many.
          2. Scales in bfloat16.
 Raises:  CandidateError for an unknown name, FormatError for a shape or a newer version.

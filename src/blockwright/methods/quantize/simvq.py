@@ -16,7 +16,7 @@ Equations -> code
 Shapes:  O out features, I in features, K entries of D values, V = I / D, G groups of a row.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
 Needs:   INPUT_GRAM.   Fills: vq.
-Cost:    time O(I^3) and per round O(O I (16 I + K)), memory eight copies of W.
+Cost:    time O(I^3) and per round O(O I (8 I + K)), memory eight copies of W.
 Differs from the paper:
     1. What is coded stands still.  The paper trains an encoder beside the codebook, with a
        commitment loss and gradients straight through; there is nothing of that here.
