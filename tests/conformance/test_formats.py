@@ -47,7 +47,7 @@ def solved(name: str, shape: tuple[int, int] = SHAPES[0]) -> tuple[PackedFormat,
     statistics = Statistics(
         tokens=1000,
         input_gram=torch.eye(shape[1]),
-        input_absmax=torch.linspace(1, 2, shape[1]),
+        input_absmax=torch.linspace(3, 5, shape[1]),  # as large as the inputs below
         output_gradient=torch.linspace(1, 2, shape[0]),
     )
     return format, method.solve(weight(shape), statistics, format)
@@ -148,9 +148,10 @@ def test_fast_reference_and_differentiable_products_agree(name: str) -> None:
     packed = filled(name)
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
     exact = packed.reference(x.float())
+    rounded_inputs = 2e-2 if packed.kernel == "int8 x int8" else 1e-2
     for y in (packed(x), packed.differentiable(x), packed.restore().differentiable(x)):
         assert y.dtype == x.dtype
-        assert (y - exact).norm() < 1e-2 * exact.norm()
+        assert (y - exact).norm() < rounded_inputs * exact.norm()
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -51,7 +51,7 @@ STRUCTURES = (
     *("bf16", "df11", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
     *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
-    "ksort+bfp8-b32",
+    *("ksort+bfp8-b32", "bin-p20", "vq16-d2-g64", "vq256-d4-row", "dyadic8", "dyadic4"),
 )
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {
@@ -87,6 +87,9 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
+    "ptq161": ((), (("rounds", "0"), ("passes", "0"), ("unbiased", "false"))),
+    "simvq": ((), (("start", "simvq"), ("fit", "map"), ("steps", "20"), ("passes", "1"))),
+    "hawq": ((), (("compensate", "false"),)),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),
@@ -323,7 +326,11 @@ def test_weights_that_have_the_structure_are_recovered_to_rounding(
     format = filled_format(format_name)
     W = solved(method, layer.W_OI, layer.statistics, format)
     again = solved(method, W, layer.statistics, format)
-    few_bits = ("+" in format_name, "&" in format_name, format_name.startswith("mix"))
+    few_bits = (
+        "+" in format_name,
+        "&" in format_name,
+        format_name.startswith(("mix", "bin", "vq", "dyadic4")),
+    )
     twice = any(few_bits)  # rounded to few bits, twice
     rounding = 2e-2 if twice else 1e-4
     assert relative_error(again - W, W, layer.statistics.need(Statistic.INPUT_GRAM)) < rounding

@@ -16,7 +16,7 @@ from blockwright.machine.kernels import Bench, least_times, no_faster, time_work
 from blockwright.machine.profile import count_usage
 from blockwright.machine.works import Work
 from blockwright.progress import SilentProgress
-from blockwright.registry import format_named
+from blockwright.registry import format_class, format_named, format_stems
 from blockwright.types import PackedFormat, Phase, Profile, Workload
 from tests.models import KINDS, tiny_config
 
@@ -51,6 +51,14 @@ def profile_of(kind: str, workload: Workload, clock: Callable[[], int], **option
         clock=clock,
         rounds=1,
     )
+
+
+@pytest.mark.parametrize("stem", format_stems())
+def test_a_format_with_a_kernel_is_timed_on_tensors_that_mean_nothing(stem: str) -> None:
+    bench = Bench(torch.bfloat16, "cpu", stream_bytes=1, clock=FakeClock(), rounds=1)
+    for format in formats(*format_class(stem).examples()[-2:]):
+        found = time_work(bench, Work("linear", 48, 128), 2, [format])
+        assert (format.name in found.ns) is format.limits.packed_on_cpu, found.untimed
 
 
 def test_with_an_even_clock_the_figures_count_calls() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.methods.quantize.llmint import Llmint, outlier_columns
+from blockwright.methods.quantize.llmint import Llmint
+from blockwright.numerics.outliers import largest_inputs
 from blockwright.registry import format_named, method_named
 from blockwright.types import Statistics
 from tests.layers import outlier_layer
@@ -14,8 +15,8 @@ from tests.layers import outlier_layer
 
 def test_the_largest_inputs_are_kept_and_equal_ones_from_the_left() -> None:
     absmax = torch.tensor([1.0, 5.0, 2.0, 5.0, 5.0, 0.0])
-    assert outlier_columns(absmax, 2).tolist() == [1, 3]
-    assert outlier_columns(absmax, 0).tolist() == []
+    assert largest_inputs(absmax, 2).tolist() == [1, 3]
+    assert largest_inputs(absmax, 0).tolist() == []
 
 
 def test_without_kept_columns_it_is_int8() -> None:

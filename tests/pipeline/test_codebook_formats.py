@@ -26,6 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 RATIOS = {"llama": 0.38, "gpt2": 0.3, "qwen3_moe": 0.3}
 CODEBOOKS = ("nf4-g32", "nf3-g32-dq:gptq", "fp-e2m2-g64", "dyn8-row", "affine3-g32:hqq")
 SUM = "int3-g32&rank-r4"
+FEW_BITS = ("bin-p20", "vq256-d4-row", "vq64-d2-g32", "dyadic8")
 ROWS = ("mix-p20-g32", "llmint8-p2", "affine1-row")
 
 
@@ -68,6 +69,29 @@ def fitted_rows(kind: str, model_folder: ModelFolder, work: Path) -> tuple[FitRe
     budget = Budget(bits=6.3)
     asked = request(model, work, candidates=ROWS, budget=budget, preset=Preset.BALANCED)
     return asked, pipeline.fit(asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"),
+    [
+        ("llama", Preset.FAST),
+        *(
+            pytest.param(kind, Preset.BALANCED, marks=pytest.mark.slow)
+            for kind in ("llama", "gpt2", "qwen3_moe")
+        ),
+    ],
+)
+def test_vectors_signs_and_integers_are_fitted(
+    kind: str, preset: Preset, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """Refined and healed, in balanced."""
+    model = with_tokenizer(model_folder(kind, **SHAPES[kind]), tmp_path)
+    offered = FEW_BITS if preset is Preset.BALANCED else FEW_BITS[:2]
+    asked = request(model, tmp_path, candidates=offered, budget=Budget(bits=4.5), preset=preset)
+    result = pipeline.fit(asked)
+    chosen = {choice.candidate for choice in Plan.read(result.plan_path).choices.values()}
+    assert chosen & set(FEW_BITS)
+    assert result.bits_per_weight <= 4.5
 
 
 def test_sums_are_fitted(model_folder: ModelFolder, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ and on a codebook four: divide, find the place between midpoints, look the value
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,12 @@ def reference(grid: Grid, order: Tensor) -> ColumnRounder:
         return grid.decode(grid.encode(w_O[:, None], columns[j]), columns[j])[:, 0]
 
     return round_column
+
+
+def either(first: ColumnRounder, second: ColumnRounder, is_second: Sequence[bool]) -> ColumnRounder:
+    """Two rounders of one order; ``is_second`` says at each place which of them rounds."""
+    chosen = [second if each else first for each in is_second]
+    return lambda j, w_O: chosen[j](j, w_O)
 
 
 def _affine(grid: AffineGrid, order: Tensor) -> ColumnRounder:

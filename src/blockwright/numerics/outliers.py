@@ -39,3 +39,8 @@ def outlier_bound(values: Tensor) -> float:
     merit = (outliers - reserved).square() - variance
     best = int(merit.argmax())
     return float(reserved[best]) if merit[best] > 0 else float("inf")
+
+
+def largest_inputs(absmax_I: Tensor, count: int) -> Tensor:
+    """int64 [K], rising: the inputs of largest magnitude; equal ones from the left."""
+    return absmax_I.argsort(descending=True, stable=True)[:count].sort().values

@@ -1,5 +1,6 @@
 """The one block tuner: used by methods that learn, by local healing of plans, and by heal."""
 
+from blockwright.tuning.codebook import train_codebook
 from blockwright.tuning.codes import TrainedCodes
 from blockwright.tuning.division import DividedRounding, division_rate
 from blockwright.tuning.gram import gram_error, tune_on_gram
@@ -20,6 +21,7 @@ __all__ = [
     "Values",
     "division_rate",
     "gram_error",
+    "train_codebook",
     "tune",
     "tune_on_gram",
 ]

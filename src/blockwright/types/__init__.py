@@ -12,6 +12,7 @@ from blockwright.types.composite import (
 )
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
+    DyadicFormat,
     Format,
     Grid,
     GridFormat,
@@ -21,8 +22,10 @@ from blockwright.types.format import (
     OutlierFormat,
     PackedFormat,
     PackedLinear,
+    SalientFormat,
     StoredCodes,
     ValueFormat,
+    VectorFormat,
     ZeroPointFormat,
 )
 from blockwright.types.group import Group, group_site
@@ -36,14 +39,17 @@ from blockwright.types.recipe import Recipe
 from blockwright.types.site import Site, SiteKind, TableRole
 from blockwright.types.solution import (
     DenseSolution,
+    DyadicSolution,
     FactoredSolution,
     GridSolution,
     MaskedSolution,
     MixedRowsSolution,
     OutlierSolution,
     PermutedSolution,
+    SalientSolution,
     Solution,
     SumSolution,
+    VectorSolution,
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
@@ -62,6 +68,8 @@ __all__ = [
     "Choice",
     "CompositeFormat",
     "DenseSolution",
+    "DyadicFormat",
+    "DyadicSolution",
     "FactoredFormat",
     "FactoredSolution",
     "FitRequest",
@@ -99,6 +107,8 @@ __all__ = [
     "Profile",
     "Quality",
     "Recipe",
+    "SalientFormat",
+    "SalientSolution",
     "ScalingMethod",
     "Site",
     "SiteKind",
@@ -113,6 +123,8 @@ __all__ = [
     "Timing",
     "ValueFormat",
     "VariantRecord",
+    "VectorFormat",
+    "VectorSolution",
     "Workload",
     "ZeroPointFormat",
     "cache_block",

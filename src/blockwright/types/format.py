@@ -248,6 +248,55 @@ class OutlierFormat(PackedFormat):
         """Columns kept of so many inputs, K."""
 
 
+class SalientFormat(PackedFormat):
+    """Some whole input columns on a finer grid than the others, which have a factor each."""
+
+    @property
+    @abstractmethod
+    def salient(self) -> GridFormat:
+        """The format of the finer columns, [O, K]."""
+
+    @property
+    @abstractmethod
+    def rest(self) -> GridFormat:
+        """The format of the others over their factors, [O, I - K]."""
+
+    @abstractmethod
+    def kept(self, in_features: int) -> int:
+        """Finer columns of so many inputs, K."""
+
+    @abstractmethod
+    def stored_factor(self, factor_J: Tensor) -> Tensor:
+        """Factors as they will be stored, fp32."""
+
+
+class VectorFormat(PackedFormat):
+    """Codes of vectors of consecutive inputs, in a codebook of the weight's own; implementations
+    are frozen dataclasses with these fields.
+    """
+
+    entries: int
+    """Vectors of the codebook, K."""
+    dim: int
+    """Inputs that share a code, D."""
+    group_size: int
+    """Consecutive inputs that share a scale; 0 = the whole row."""
+
+
+class DyadicFormat(PackedFormat):
+    """Integer rows, inputs and outputs, joined by dyadic numbers."""
+
+    input_top: ClassVar[int]
+    """Largest integer of an input."""
+    output_top: ClassVar[int]
+    """Largest integer of an output."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> GridFormat:
+        """The symmetric format of the rows, [O, I]."""
+
+
 class MixedRowsFormat(PackedFormat):
     """Some whole rows on a finer grid than the others."""
 

@@ -102,6 +102,72 @@ class OutlierSolution(Solution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SalientSolution(Solution):
+    """Some whole input columns on one grid, the others on a coarser one, each times a factor."""
+
+    columns_K: Tensor  # noqa: N815 - shape suffix
+    """int64 [K], rising: the columns on the finer grid"""
+    salient: GridSolution
+    """[O, K]"""
+    rest: GridSolution
+    """[O, J]: the other columns, in order"""
+    factor_J: Tensor  # noqa: N815 - shape suffix
+    """fp32 [J], already rounded to its stored dtype"""
+
+    def weight(self) -> Tensor:
+        salient_OK = self.salient.weight()
+        inputs = len(self.columns_K) + len(self.factor_J)
+        is_salient_I = self.columns_K.new_zeros(inputs).index_fill_(0, self.columns_K, 1).bool()
+        W_OI = salient_OK.new_empty((len(salient_OK), inputs))
+        W_OI[:, is_salient_I] = salient_OK
+        W_OI[:, ~is_salient_I] = self.rest.weight() * self.factor_J
+        return W_OI
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorSolution(Solution):
+    """Codes that each stand for the next D inputs of a row, a codebook, and scales of groups."""
+
+    codes_OV: Tensor  # noqa: N815 - shape suffix
+    """uint8 [O, V], V = I / D"""
+    codebook_KD: Tensor  # noqa: N815 - shape suffix
+    """int8 [K, D], from -127 to 127"""
+    scale_OG: Tensor  # noqa: N815 - shape suffix
+    """fp32 [O, G], already rounded to its stored dtype; 0 for a group of zeros"""
+
+    def weight(self) -> Tensor:
+        entries = self.codebook_KD.float()[self.codes_OV.long()]
+        grouped = entries.view(*self.scale_OG.shape, -1)
+        return (grouped * self.scale_OG.unsqueeze(-1)).view(len(grouped), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyadicSolution(Solution):
+    """Integer rows whose products are rescaled by multiplier / 2^shift, from inputs in units of
+    ``input_scale`` to outputs in units of ``output_scale``.
+    """
+
+    codes_OI: Tensor  # noqa: N815 - shape suffix
+    """int8 [O, I]"""
+    multiplier_O: Tensor  # noqa: N815 - shape suffix
+    """int32 [O], below 2^31"""
+    shift_O: Tensor  # noqa: N815 - shape suffix
+    """int8 [O], 0 to 62"""
+    scales: Tensor
+    """fp32 [2]: of the inputs, of the outputs"""
+
+    def row_scale(self) -> Tensor:
+        """fp32 [O, 1]: what a code stands for."""
+        input_scale, output_scale = self.scales.double()
+        dyadic_O = self.multiplier_O.double() * 2.0 ** -self.shift_O.double()
+        scale_O: Tensor = dyadic_O * (output_scale / input_scale)
+        return scale_O.float().unsqueeze(1)
+
+    def weight(self) -> Tensor:
+        return self.codes_OI.float() * self.row_scale()
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixedRowsSolution(Solution):
     """Rows on two grids."""
 

@@ -7,7 +7,7 @@ Idea:    Above some billions of parameters a few features of the residual stream
          weight are enough for 8 bits on both sides.
 
 Equations -> code
-    S = {i : max |x_i| >= alpha}      outlier_columns   the K largest instead of those above alpha
+    S = {i : max |x_i| >= alpha}      largest_inputs    the K largest instead of those above alpha
     W_q = round(127 W / max |W_r|)    solve             of the columns that are not in S
 Shapes:  O out features, I in features, K kept columns.
 Units:   error = squared output error of the weight; rounded inputs are not in it.
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize._range_search import check_finite
+from blockwright.numerics.outliers import largest_inputs
 from blockwright.types import (
     DenseSolution,
     Format,
@@ -64,7 +65,7 @@ class Llmint(LinearMethod):
         if statistics.tokens == 0:
             raise NumericalError("no calibration token reached this site: there are no outliers")
         absmax_I = statistics.need(Statistic.INPUT_ABSMAX)
-        columns_K = outlier_columns(absmax_I, format.kept(W_OI.shape[1]))
+        columns_K = largest_inputs(absmax_I, format.kept(W_OI.shape[1]))
         outliers_OK = W_OI[:, columns_K].to(torch.bfloat16)
         if not torch.isfinite(outliers_OK).all():
             raise NumericalError("a kept column is too large for bfloat16")
@@ -75,11 +76,6 @@ class Llmint(LinearMethod):
             outliers=DenseSolution(values_OI=outliers_OK),
             rest=GridSolution(codes_OI=grid.encode(rest_OI, slice(None)), grid=grid),
         )
-
-
-def outlier_columns(absmax_I: Tensor, count: int) -> Tensor:
-    """int64 [K], rising: the inputs of largest magnitude; equal ones from the left."""
-    return absmax_I.argsort(descending=True, stable=True)[:count].sort().values
 
 
 METHOD = Llmint

@@ -51,7 +51,7 @@ from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.inverse_hessian import damped, upper_factor
 from blockwright.numerics.losses import row_errors
 from blockwright.numerics.ranges import SCALE_DTYPE
-from blockwright.numerics.scale_refit import refit_scales
+from blockwright.numerics.scale_refit import following_gain, refit_scales
 from blockwright.types import (
     Format,
     Grid,
@@ -159,10 +159,7 @@ class _Layer:
         """Rows scaled so that E[y_hat y] = E[y^2]; least squares leaves the former smaller."""
         if not self.free_scales or not isinstance(found.grid, AffineGrid):
             return found
-        P_OI = self.W_OI @ self.H_II
-        wanted_O = (P_OI * self.W_OI).sum(1)
-        given_O = (P_OI * found.weight()).sum(1)
-        gain_O = torch.where(given_O > 0, wanted_O / given_O, 1.0).clamp(0.8, 1.25)
+        gain_O = following_gain(self.W_OI, found.weight(), self.H_II)
         scale = (found.grid.scale * gain_O[:, None]).to(SCALE_DTYPE).float()
         return GridSolution(codes_OI=found.codes_OI, grid=replace(found.grid, scale=scale))
 
