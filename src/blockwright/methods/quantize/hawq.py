@@ -101,7 +101,7 @@ class Hawq(LinearMethod):
             order = torch.argsort(input_energy(statistics), descending=True, stable=True)
             H_II = statistics.need(Statistic.INPUT_GRAM)
             U_II = upper_factor(H_II, self.damping, order=order)
-            grid, Q_IO = in_static_groups(W_OI, U_II, order, grid_fitter(rows, "none", None))
+            grid, Q_IO, _ = in_static_groups(W_OI, U_II, order, grid_fitter(rows, "none", None))
             if not all_finite(Q_IO):
                 raise NumericalError("the compensated weights grew past float32; raise the damping")
             Q_OI = Q_IO.T.contiguous()
