@@ -124,10 +124,10 @@ class SparseFormat(MaskedFormat):
             return in_features // self.m * self.n
         return round(in_features * (100 - self.percent) / 100)
 
-    def best_mask(self, score_OJ: Tensor) -> Tensor:
+    def best_mask(self, score_OJ: Tensor, kept: int | None = None) -> Tensor:
         if self.m:
             return keep_n_of_m(score_OJ, self.n, self.m)
-        return keep_per_row(score_OJ, self.kept(score_OJ.shape[1]))
+        return keep_per_row(score_OJ, self.kept(score_OJ.shape[1]) if kept is None else kept)
 
     def with_values(self, values: Format) -> Self:
         grouped = isinstance(values, GridFormat) and values.group_size

@@ -31,6 +31,16 @@ def keep_n_of_m(score_OJ: Tensor, n: int, m: int) -> Tensor:
     return keep_per_row(score_OJ.reshape(-1, m), n).view(score_OJ.shape)
 
 
+def keep_per_panel(score_OJ: Tensor, kept: int, rows: int) -> Tensor:
+    """The ``kept`` columns of every panel of ``rows`` rows whose squared scores add up to most; the
+    last panel may have fewer rows.
+    """
+    out_features, columns = score_OJ.shape
+    padded = torch.nn.functional.pad(score_OJ.square(), (0, 0, 0, -out_features % rows))
+    mask_PJ = keep_per_row(padded.view(-1, rows, columns).sum(1), kept)
+    return mask_PJ.repeat_interleave(rows, 0)[:out_features]
+
+
 def keep_in_matrix(score_OJ: Tensor, kept: int) -> Tensor:
     """The ``kept`` largest scores of the whole matrix: rows may keep unequal numbers."""
     return keep_per_row(score_OJ.reshape(1, -1), kept).view(score_OJ.shape)

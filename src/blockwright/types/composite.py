@@ -97,16 +97,22 @@ class MaskedFormat(CompositeFormat):
         """
 
     @abstractmethod
-    def best_mask(self, score_OJ: Tensor) -> Tensor:
-        """The mask (bool [O, J], True = kept) of largest total score that can be stored.
+    def best_mask(self, score_OJ: Tensor, kept: int | None = None) -> Tensor:
+        """The mask (bool [O, J], True = kept) that can be stored and zeroes least.
 
-        J is any number of whole pattern groups; without a pattern, the whole row.
+        Zeroing costs the square of the score, summed over what is zeroed.  J is any number of whole
+        pattern groups; without a pattern the whole row, or columns that keep ``kept``.
         """
 
     @property
     @abstractmethod
     def pattern_size(self) -> int:
         """Consecutive inputs whose kept number is fixed (M of N:M); 0 = the whole row."""
+
+    @property
+    def panel_rows(self) -> int:
+        """Consecutive outputs that keep the same inputs, but for fewer in the last panel."""
+        return 1
 
     def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
         return {"values": (shape[0], self.kept(shape[1]))}

@@ -7,7 +7,15 @@ from torch import Tensor
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.numerics.finite import all_finite
 from blockwright.numerics.masked_refit import masked_refit
-from blockwright.types import Format, MaskedFormat, MaskedSolution, Statistic, Statistics
+from blockwright.numerics.pruning_sweep import Pruner
+from blockwright.types import (
+    Format,
+    GridFormat,
+    MaskedFormat,
+    MaskedSolution,
+    Statistic,
+    Statistics,
+)
 
 
 def check_damping(method: str, damping: float) -> None:
@@ -44,3 +52,21 @@ def masked_solution(
         W_OI = masked_refit(W_OI, input_gram(statistics), mask_OI, damping)
     kept_OK = W_OI[mask_OI].view(len(W_OI), -1)
     return MaskedSolution(mask_OI=mask_OI, values=format.values.nearest(kept_OK))
+
+
+def refitted_solution(
+    W_OI: Tensor,
+    H_II: Tensor,
+    mask_OI: Tensor,
+    format: MaskedFormat,
+    damping: float,
+    pruner: Pruner | None = None,
+) -> MaskedSolution:
+    """The kept values, refitted; on a grid, rounded in a sweep (``pruner``: of H, if known)."""
+    kept_OI = masked_refit(W_OI, H_II, mask_OI, damping)
+    values = format.values
+    if isinstance(values, GridFormat):
+        pruner = pruner or Pruner.of(H_II, damping)
+        return pruner.quantize(kept_OI, format, values, mask_OI)
+    kept_OK = kept_OI[mask_OI].view(len(W_OI), -1)
+    return MaskedSolution(mask_OI=mask_OI, values=values.nearest(kept_OK))
