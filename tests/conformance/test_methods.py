@@ -87,6 +87,8 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
+    "admm": ((), (("iterations", "5"), ("rho", "0.1"))),
+    "icbs": ((), (("passes", "2"), ("refit", "false"))),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),

@@ -1,7 +1,8 @@
 """Admm: the mask on which a copy that fits the data and a copy that is sparse agree.
 
-Paper:   Xie, Gherardi, Pan, Huang, "HollowNeRF: Pruning Hashgrid-Based NeRFs with Trainable Collision
-         Mitigation", ICCV 2023 (its pruner, here for one layer and its squared output error).
+Paper:   Xie, Gherardi, Pan, Huang, "HollowNeRF: Pruning Hashgrid-Based NeRFs with
+         Trainable Collision Mitigation", ICCV 2023 (its pruner, here for one layer and its squared
+         output error).
 Idea:    Weights that were pruned come back when the others cannot make up for them, because the
          mask is chosen anew in every round from what the data ask for.  It starts at Wanda's mask
          and keeps, row by row, the best one that it met: it cannot end worse.  The problem is not
@@ -67,7 +68,7 @@ class Best:
     W_OI: Tensor
     Hd_II: Tensor
     panel_rows: int
-    mask_OI: Tensor
+    mask_OI: Tensor  # noqa: N815 - shape suffix
     error_P: Tensor  # noqa: N815 - shape suffix
 
     @classmethod
