@@ -37,9 +37,9 @@ def admm(W_OI: Tensor, Hd_II: Tensor, project: Projection, share: float) -> Iter
     root_II = upper_factor(Hd_II, share)
     inverse_II = root_II.T @ root_II
     fit_OI = W_OI @ Hd_II
-    Z_OI, U_OI = W_OI, W_OI.new_zeros(W_OI.shape)
+    V_OI, U_OI = W_OI, W_OI.new_zeros(W_OI.shape)
     while True:
-        V_OI = (fit_OI + rho * (Z_OI - U_OI)) @ inverse_II
         Z_OI = project(V_OI + U_OI)
         U_OI += V_OI - Z_OI
         yield Z_OI
+        V_OI = (fit_OI + rho * (Z_OI - U_OI)) @ inverse_II
