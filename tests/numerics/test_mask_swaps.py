@@ -19,8 +19,8 @@ def problem(inputs: int, rows: int = 1, pattern: int = 0, seed: int = 0) -> tupl
     W = torch.randn(8, rows, inputs, generator=torch.Generator().manual_seed(seed))
     score = W.square().sum(1) * H.diagonal()
     if pattern:
-        return Swaps(W, H, pattern), ~keep_n_of_m(score, pattern // 2, pattern)
-    return Swaps(W, H, pattern), ~keep_per_row(score, inputs // 2)
+        return Swaps(W_PRI=W, H_II=H, pattern=pattern), ~keep_n_of_m(score, pattern // 2, pattern)
+    return Swaps(W_PRI=W, H_II=H, pattern=pattern), ~keep_per_row(score, inputs // 2)
 
 
 def error(swaps: Swaps, x_I: Tensor, panel: int) -> float:

@@ -31,14 +31,21 @@ def keep_n_of_m(score_OJ: Tensor, n: int, m: int) -> Tensor:
     return keep_per_row(score_OJ.reshape(-1, m), n).view(score_OJ.shape)
 
 
-def keep_per_panel(score_OJ: Tensor, kept: int, rows: int) -> Tensor:
-    """The ``kept`` columns of every panel of ``rows`` rows whose squared scores add up to most; the
-    last panel may have fewer rows.
+def keep_units(score_OJ: Tensor, kept: int, rows: int, columns: int) -> Tensor:
+    """The ``kept`` units of ``rows`` x ``columns`` in every panel of ``rows`` whose squared scores
+    add up to most; the last panel may have fewer rows.  Raises ``ValueError`` for a rest.
     """
-    out_features, columns = score_OJ.shape
+    out_features, inputs = score_OJ.shape
+    if inputs % columns:
+        raise ValueError(f"{inputs} inputs are not whole units of {columns}")
     padded = torch.nn.functional.pad(score_OJ.square(), (0, 0, 0, -out_features % rows))
-    mask_PJ = keep_per_row(padded.view(-1, rows, columns).sum(1), kept)
-    return mask_PJ.repeat_interleave(rows, 0)[:out_features]
+    cost_PU = padded.view(-1, rows, inputs // columns, columns).sum((1, 3))
+    return spread_units(keep_per_row(cost_PU, kept), rows, columns)[:out_features]
+
+
+def spread_units(mask_PU: Tensor, rows: int, columns: int) -> Tensor:
+    """The mask [P rows, U columns] of a mask of units."""
+    return mask_PU.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
 def keep_in_matrix(score_OJ: Tensor, kept: int) -> Tensor:

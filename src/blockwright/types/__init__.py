@@ -9,6 +9,7 @@ from blockwright.types.composite import (
     MaskedFormat,
     PermutedFormat,
     SumFormat,
+    WrappedFormat,
 )
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
@@ -44,6 +45,7 @@ from blockwright.types.solution import (
     PermutedSolution,
     Solution,
     SumSolution,
+    WrappedSolution,
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
@@ -114,6 +116,8 @@ __all__ = [
     "ValueFormat",
     "VariantRecord",
     "Workload",
+    "WrappedFormat",
+    "WrappedSolution",
     "ZeroPointFormat",
     "cache_block",
     "cache_site",

@@ -110,12 +110,25 @@ class MaskedFormat(CompositeFormat):
         """Consecutive inputs whose kept number is fixed (M of N:M); 0 = the whole row."""
 
     @property
-    def panel_rows(self) -> int:
-        """Consecutive outputs that keep the same inputs, but for fewer in the last panel."""
-        return 1
+    def unit(self) -> tuple[int, int]:
+        """(outputs, inputs), consecutive, that are kept or zeroed as one; at the last outputs there
+        may be fewer.  Units that share outputs are a panel.
+        """
+        return 1, 1
 
     def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
         return {"values": (shape[0], self.kept(shape[1]))}
+
+
+class WrappedFormat(PackedFormat):
+    """A sparse core between two block-diagonal wrappers; implementations are frozen dataclasses
+    with these fields.
+    """
+
+    core: MaskedFormat
+    """Of the core, [O, I]: 2 of 4."""
+    block: int
+    """Rows of a wrapper's block, b: it divides O and I."""
 
 
 class SumFormat(PackedFormat):

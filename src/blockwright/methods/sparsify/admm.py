@@ -75,8 +75,8 @@ class Best:
     def of(cls, W_OI: Tensor, Hd_II: Tensor, format: MaskedFormat) -> Best:
         """No mask yet."""
         mask_OI = torch.zeros(W_OI.shape, dtype=torch.bool, device=W_OI.device)
-        panels = -(-len(W_OI) // format.panel_rows)
-        return cls(W_OI, Hd_II, format.panel_rows, mask_OI, W_OI.new_full((panels,), torch.inf))
+        panels = -(-len(W_OI) // format.unit[0])
+        return cls(W_OI, Hd_II, format.unit[0], mask_OI, W_OI.new_full((panels,), torch.inf))
 
     def try_mask(self, mask_OI: Tensor) -> None:
         """Keep the panels of a mask that do better after a short refit."""

@@ -9,7 +9,7 @@ Idea:    Scores judge weights one by one, but two pruned weights on correlated i
          for correlations too, so that most of the gain is gone behind one: measure before paying.
 
 Equations -> code
-    start                      wanda_mask
+    start                      best_mask          Wanda's
     quadratic in the bits      Swaps.errors       numerics/mask_swaps, from H in place of samples
     block of candidates        Swaps.block_of
     solver at fixed sum        best_swaps         greedy
@@ -48,6 +48,7 @@ from blockwright.methods.sparsify._masking import (
 )
 from blockwright.numerics.mask_swaps import Swaps
 from blockwright.numerics.masked_refit import damped
+from blockwright.numerics.masks import spread_units
 from blockwright.types import (
     Format,
     LinearMethod,
@@ -93,15 +94,18 @@ class Icbs(LinearMethod):
 
     def best_mask(self, W_OI: Tensor, H_II: Tensor, format: MaskedFormat) -> Tensor:
         """bool [O, I]: Wanda's mask after the swaps."""
-        rows, count = format.panel_rows, len(W_OI)
+        (rows, columns), (count, inputs) = format.unit, W_OI.shape
         mask_OI = format.best_mask(W_OI.abs() * H_II.diagonal().sqrt())
-        padded = W_OI.new_zeros((-(-count // rows) * rows, W_OI.shape[1]))
+        padded = W_OI.new_zeros((-(-count // rows) * rows, inputs))
         padded[:count] = W_OI
         swaps = Swaps(
-            padded.view(-1, rows, W_OI.shape[1]), damped(H_II, self.damping), format.pattern_size
+            W_PRI=padded.view(-1, rows, inputs),
+            H_II=damped(H_II, self.damping),
+            pattern=format.pattern_size,
+            unit=columns,
         )
-        pruned_PI = swaps.descend(~mask_OI[::rows], self.passes)
-        return ~pruned_PI.repeat_interleave(rows, 0)[:count]
+        pruned_PU = swaps.descend(~mask_OI[::rows, ::columns], self.passes)
+        return ~spread_units(pruned_PU, rows, columns)[:count]
 
 
 METHOD = Icbs
