@@ -8,7 +8,7 @@ import torch
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats.panel import PanelFormat, PanelLinear
-from blockwright.numerics.panels import MANY_TOKENS
+from blockwright.numerics.panels import CHUNK_TOKENS
 from blockwright.registry import format_named
 from blockwright.types import MaskedSolution
 
@@ -45,7 +45,7 @@ def test_masks_and_values_come_back_bit_for_bit(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "panel32-80+int8"])
-@pytest.mark.parametrize("tokens", [1, 5, MANY_TOKENS])
+@pytest.mark.parametrize("tokens", [1, 5, CHUNK_TOKENS])
 def test_the_kernel_multiplies_as_the_dense_weight_does(name: str, tokens: int) -> None:
     module, _ = packed(name)
     x = torch.randn(2, tokens, 128, generator=torch.Generator().manual_seed(1))

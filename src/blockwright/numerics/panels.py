@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MANY_TOKENS = 256
-"""From so many tokens on, the weight is laid out densely for the call."""
+FEW_TOKENS = 2
+"""Up to so many, turning inputs and outputs costs more than it saves."""
+CHUNK_TOKENS = 128
+"""Taken together: what is gathered for more falls out of the cache."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,28 @@ class PanelMatrix:
     def product(self, x: Tensor) -> Tensor:
         """x W^T [..., O], in the dtype of x."""
         x_TI = x.reshape(-1, x.shape[-1])
-        if len(x_TI) >= MANY_TOKENS:
-            return F.linear(x, self.dense().to(x.dtype))
-        y_PRT = torch.bmm(self.values_PRK.to(x.dtype), self.gathered(x_TI))
-        y_TO = y_PRT.flatten(0, 1)[: self.shape[0]].t()
-        return y_TO.reshape(*x.shape[:-1], -1)
+        values_PRK = self.values_PRK.to(x.dtype)
+        product = self._of_few if len(x_TI) <= FEW_TOKENS else self._of_more
+        found = [product(chunk, values_PRK) for chunk in x_TI.split(CHUNK_TOKENS)]
+        y_TO = found[0] if len(found) == 1 else torch.cat(found)
+        return y_TO.reshape(*x.shape[:-1], self.shape[0])
 
-    def gathered(self, x_TI: Tensor) -> Tensor:
-        """The inputs of every panel, [P, K, T]."""
+    def _of_few(self, x_TI: Tensor, values_PRK: Tensor) -> Tensor:
+        """Tokens stay rows: nothing is turned."""
+        tokens = len(x_TI)
+        x_TUC = x_TI.reshape(tokens, -1, self.unit)
+        found = x_TUC.index_select(1, self.units_PU.flatten())
+        found_PTK = found.view(tokens, len(self.units_PU), -1).transpose(0, 1)
+        y_PTR = torch.bmm(found_PTK, values_PRK.mT)
+        return y_PTR.transpose(0, 1).flatten(1)[:, : self.shape[0]]
+
+    def _of_more(self, x_TI: Tensor, values_PRK: Tensor) -> Tensor:
+        """Inputs become rows, so that what is gathered is contiguous."""
         tokens, inputs = x_TI.shape
-        x_UC = x_TI.t().reshape(inputs // self.unit, self.unit * tokens)
+        x_UC = x_TI.t().contiguous().view(inputs // self.unit, self.unit * tokens)
         found = x_UC.index_select(0, self.units_PU.flatten())
-        return found.view(len(self.units_PU), -1, tokens)
+        y_PRT = torch.bmm(values_PRK, found.view(len(self.units_PU), -1, tokens))
+        return y_PRT.flatten(0, 1)[: self.shape[0]].t()
 
     def dense(self) -> Tensor:
         """W [O, I]."""
