@@ -133,7 +133,11 @@ def bundled() -> nn.Module:
 @cache
 def token_ids(split: str, rows: int) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(bundled_model())
-    ids = [i for text in bundled_documents(split) for i in tokenizer(text)["input_ids"]]
+    ids: list[int] = []
+    for text in bundled_documents(split):
+        ids += tokenizer(text[: 4 * rows * 256], verbose=False)["input_ids"]
+        if len(ids) >= rows * 256:
+            break
     return torch.tensor(ids[: rows * 256]).view(rows, 256)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from blockwright.methods.sparsify.admm import Admm
 from blockwright.methods.sparsify.icbs import Icbs
+from blockwright.methods.sparsify.mfac import Mfac
 from blockwright.methods.sparsify.sparsegpt import Sparsegpt
 from blockwright.methods.sparsify.wanda import Wanda
 from blockwright.numerics.block_descent import (
@@ -20,11 +22,12 @@ from blockwright.numerics.block_descent import (
     step,
     variable_block,
 )
+from blockwright.numerics.empirical_fisher import EmpiricalFisher
 from blockwright.numerics.losses import quadratic_error
 from blockwright.numerics.masked_refit import damped, masked_refit
 from tests.claims.ledger import Grade, claim
-from tests.claims.test_sparsify import HALVES, LAYERS, error, solve
-from tests.layers import gram, synth_layer
+from tests.claims.test_sparsify import HALVES, LAYERS, error, masked, solve
+from tests.layers import Layer, gram, synth_layer
 
 NUTINI = "Nutini, Laradji, Schmidt, Let's Make Block Coordinate Descent Converge Faster, JMLR 2022"
 
@@ -178,6 +181,71 @@ def test_icbs_beats_wanda_behind_a_refit(seed: int) -> Iterator[float]:
         layer = layer_of(seed)
         for name in HALVES:
             yield error(Icbs(), layer, name) / error(Wanda(), layer, name)
+
+
+# -- card 16, M-FAC
+
+
+def on_samples(layer: Layer, rows: int) -> Layer:
+    """The layer, calibrated on so many inputs alone."""
+    return replace(layer, X_TI=layer.X_TI[:rows])
+
+
+@claim(
+    method="mfac",
+    says="the inverse that is never formed is the dense one",
+    measures="|F^-1 x - dense| / |dense|, and of the diagonal, 32 samples, 64 to 256 weights, fp64",
+    grade=Grade.HARD,
+    at_most=1e-6,
+)
+def test_mfac_inverts_exactly(seed: int) -> Iterator[float]:
+    random = torch.Generator().manual_seed(seed)
+    for size in (64, 128, 256):
+        G = torch.randn(32, size, generator=random, dtype=torch.float64)
+        x = torch.randn(3, size, generator=random, dtype=torch.float64)
+        eye = torch.eye(size, dtype=torch.float64)
+        inverse = torch.linalg.inv(0.01 * eye + G.T @ G / 32)
+        fisher = EmpiricalFisher.of(G, 0.01)
+        yield float((fisher.product(x) - x @ inverse).norm() / (x @ inverse).norm())
+        yield float((fisher.diagonal() - inverse.diagonal()).norm() / inverse.diagonal().norm())
+
+
+@pytest.mark.slow
+@claim(
+    method="mfac",
+    says="512 samples and no Gram beat magnitude, and Wanda's mask without a refit",
+    measures="error / that of wanda@refit=false, which beats magnitude, both layers, 50% and 80%",
+    grade=Grade.FIRM,
+    at_most=0.7,
+)
+def test_mfac_beats_the_diagonal(seed: int) -> Iterator[float]:
+    for layer_of in LAYERS:
+        layer = on_samples(layer_of(seed), 512)
+        statistics = replace(layer.statistics, input_samples=layer.X_TI)
+        for name in ("sparse50", "sparse80"):
+            found = Mfac().solve(layer.W_OI, statistics, masked(name))
+            rival = error(Wanda(refit=False), layer, name)
+            yield layer.heldout_error(found.weight()) / rival
+
+
+@pytest.mark.slow
+@claim(
+    method="mfac",
+    says="pruning in rounds beats pruning at once",
+    measures="error of 4 rounds / that of one, 2048 samples, both layers, 50% and 80%",
+    grade=Grade.FIRM,
+    at_most=1.0,
+)
+def test_mfac_rounds_help(seed: int) -> Iterator[float]:
+    for layer_of in LAYERS:
+        layer = on_samples(layer_of(seed), 2048)
+        statistics = replace(layer.statistics, input_samples=layer.X_TI)
+        for name in ("sparse50", "sparse80"):
+            four, one = (
+                layer.heldout_error(Mfac(rounds=n).solve(layer.W_OI, statistics, f).weight())
+                for n, f in ((4, masked(name)), (1, masked(name)))
+            )
+            yield four / one
 
 
 # -- card 21, block coordinate descent

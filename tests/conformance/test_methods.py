@@ -91,6 +91,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
     "armor": ((("iterations", "5"),), (("iterations", "2"), ("refit", "false"))),
     "admm": ((), (("iterations", "5"), ("rho", "0.1"))),
+    "mfac": ((), (("rounds", "1"), ("damping", "0.1"))),
     "lpvit": ((), (("refit", "false"),)),
     "icbs": ((), (("passes", "2"), ("refit", "false"))),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
