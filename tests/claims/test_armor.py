@@ -108,15 +108,15 @@ def test_armor_beats_wanda(seed: int) -> Iterator[float]:
 @pytest.mark.slow
 @claim(
     method="armor",
-    says="wrappers are better spent bytes than more kept weights",
-    measures="error at 10.0 bits / that of sparsegpt, sparse40, at 10.6 bits, both layers",
+    says="where bytes alone count, zeros without a pattern beat it: it is for what multiplies 2:4",
+    measures="its error at 10.0 bits / that of sparsegpt, sparse50, at 9.0 bits, both layers",
     grade=Grade.FIRM,
-    at_most=1.0,
+    at_least=1.0,
 )
-def test_armor_beats_a_larger_mask(seed: int) -> Iterator[float]:
+def test_zeros_without_a_pattern_beat_armor(seed: int) -> Iterator[float]:
     for layer_of in LAYERS:
         mine = error(Armor(), "armor-b8", layer_of, seed)
-        yield mine / error(Sparsegpt(), "sparse40", layer_of, seed)
+        yield mine / error(Sparsegpt(), "sparse50", layer_of, seed)
 
 
 # -- a block of the bundled model

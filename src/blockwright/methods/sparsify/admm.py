@@ -41,6 +41,7 @@ from blockwright.methods.sparsify._masking import (
     check_finite,
     input_gram,
     masked_format,
+    refit_damping,
     refitted_solution,
 )
 from blockwright.numerics.admm import admm
@@ -132,12 +133,13 @@ class Admm(LinearMethod):
         target = masked_format("admm", format)
         check_finite(W_OI)
         H_II = input_gram(statistics)
-        mask_OI = self.best_mask(W_OI, H_II, target)
-        return refitted_solution(W_OI, H_II, mask_OI, target, self.damping)
+        damping = refit_damping(self.damping, statistics, len(H_II))
+        mask_OI = self.best_mask(W_OI, H_II, damping, target)
+        return refitted_solution(W_OI, mask_OI, target, statistics, self.damping)
 
-    def best_mask(self, W_OI: Tensor, H_II: Tensor, format: MaskedFormat) -> Tensor:
+    def best_mask(self, W_OI: Tensor, H_II: Tensor, damping: float, format: MaskedFormat) -> Tensor:
         """bool [O, I]: the best mask met, row by row."""
-        Hd_II = damped(H_II, self.damping)
+        Hd_II = damped(H_II, damping)
         project = OnBestMask(format, H_II.diagonal())
         best = Best.of(W_OI, Hd_II, format)
         before_OI, unchanged = project.mask_OI, 0

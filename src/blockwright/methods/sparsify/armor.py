@@ -33,7 +33,12 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.methods.sparsify._masking import check_damping, check_finite, input_gram
+from blockwright.methods.sparsify._masking import (
+    check_damping,
+    check_finite,
+    input_gram,
+    refit_damping,
+)
 from blockwright.numerics.finite import all_finite
 from blockwright.numerics.masked_refit import damped
 from blockwright.numerics.wrapped_core import Search, Wrapped, refit_core
@@ -85,7 +90,7 @@ class Armor(LinearMethod):
             raise CandidateError(f"armor cannot fill {format.name}: it fills armor formats")
         check_finite(W_OI)
         H_II = input_gram(statistics)
-        Hd_II = damped(H_II, self.damping)
+        Hd_II = damped(H_II, refit_damping(self.damping, statistics, len(H_II)))
         found = self.search(W_OI, H_II.diagonal(), format).run(self.iterations)
         scale = unit_scale(W_OI)
         left_JBB, right_KBB = ((t.to(torch.bfloat16)) for t in (found.A_JBB * scale, found.B_KBB))

@@ -86,10 +86,9 @@ class Icbs(LinearMethod):
     def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> MaskedSolution:
         target = masked_format("icbs", format)
         check_finite(W_OI)
-        H_II = input_gram(statistics)
-        mask_OI = self.best_mask(W_OI, H_II, target)
+        mask_OI = self.best_mask(W_OI, input_gram(statistics), target)
         if self.refit:
-            return refitted_solution(W_OI, H_II, mask_OI, target, self.damping)
+            return refitted_solution(W_OI, mask_OI, target, statistics, self.damping)
         return masked_solution(W_OI, mask_OI, target, statistics, 0.0)
 
     def best_mask(self, W_OI: Tensor, H_II: Tensor, format: MaskedFormat) -> Tensor:

@@ -18,7 +18,8 @@ Cost:    time O(O I^2 + I^3) and that of the refit, memory three copies of the G
 Differs from the paper:
     1. Without a pattern every row (a panel: all of its rows together) keeps equally many weights of
        a tile of 128 columns; the paper chooses among all rows of it.
-    2. The kept values are refitted on the final mask (refit=false: as the sweep left them).
+    2. The kept values are refitted on the final mask (refit=false: as the sweep left them), with a
+       damping of 0.1 at least where tokens are fewer than twice the inputs.
     3. Quantized values are rounded in a second sweep, from the refitted ones, on the mask of the
        first: with equal support the error is that of the refit plus that of the rounding, and the
        sweep lowers the latter.  refit=false is the paper's single sweep.
@@ -84,20 +85,19 @@ class Sparsegpt(LinearMethod):
     ) -> Iterator[MaskedSolution]:
         """``solve`` for one format after another, bit for bit; the inverse Hessian is shared."""
         check_finite(W_OI)
-        H_II = input_gram(statistics)
-        pruner = Pruner.of(H_II, self.damping)
+        pruner = Pruner.of(input_gram(statistics), self.damping)
         for format in formats:
-            yield self._solution(W_OI, H_II, pruner, masked_format("sparsegpt", format))
+            yield self._solution(W_OI, statistics, pruner, masked_format("sparsegpt", format))
 
     def _solution(
-        self, W_OI: Tensor, H_II: Tensor, pruner: Pruner, format: MaskedFormat
+        self, W_OI: Tensor, statistics: Statistics, pruner: Pruner, format: MaskedFormat
     ) -> MaskedSolution:
         values = format.values
         if isinstance(values, GridFormat) and not self.refit:
             return pruner.quantize(W_OI, format, values, None)
         mask_OI, kept_OI = pruner.mask(W_OI, format)
         if self.refit:
-            return refitted_solution(W_OI, H_II, mask_OI, format, self.damping, pruner)
+            return refitted_solution(W_OI, mask_OI, format, statistics, self.damping, pruner)
         kept_OK = kept_OI[mask_OI].view(len(W_OI), -1)
         return MaskedSolution(mask_OI=mask_OI, values=values.nearest(kept_OK))
 
