@@ -51,7 +51,7 @@ STRUCTURES = (
     *("bf16", "df11", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
     *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
-    *("panel16-50", "panel32x4-50", "panel4-80+int4"),
+    *("panel32x4-50", "panel16-80+int4"),
     *("ksort+bfp8-b32", "armor-b8", "armor-b16+int4-g32"),
 )
 FORMATS = (*GRIDS, *STRUCTURES)
@@ -90,10 +90,9 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
     "armor": ((("iterations", "5"),), (("iterations", "2"), ("refit", "false"))),
-    "admm": ((), (("iterations", "5"), ("rho", "0.1"))),
-    "mfac": ((), (("rounds", "1"), ("damping", "0.1"))),
-    "lpvit": ((), (("refit", "false"),)),
-    "icbs": ((), (("passes", "2"), ("refit", "false"))),
+    "admm": ((("iterations", "12"),),),
+    "mfac": ((("rounds", "2"),),),
+    "icbs": ((("passes", "5"),), (("passes", "2"), ("refit", "false"))),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),

@@ -63,7 +63,7 @@ class Sparsegpt(LinearMethod):
 
     paper: ClassVar[str] = "Frantar and Alistarh, SparseGPT, ICML 2023"
     family: ClassVar[str] = "sparsify"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     fills: ClassVar[type[Format]] = MaskedFormat  # type: ignore[type-abstract]
 
     refit: bool = True
