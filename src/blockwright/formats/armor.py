@@ -89,7 +89,7 @@ class ArmorFormat(WrappedFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        return ("armor-b8", "armor-b16", "armor-b16+int8", "armor-b8+int4-g32")
+        return ("armor-b8", "armor-b16+int8", "armor-b8+int4-g32")
 
     @property
     def limits(self) -> FormatLimits:
