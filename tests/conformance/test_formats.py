@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -43,6 +45,12 @@ def solved(name: str, shape: tuple[int, int] = SHAPES[0]) -> tuple[PackedFormat,
     except FormatError:
         assert shape != SHAPES[0], f"{name} is tried at no shape"
         pytest.skip(f"{name} cannot take {shape}")
+    return format, deepcopy(solution(format, shape))
+
+
+@cache
+def solution(format: PackedFormat, shape: tuple[int, int]) -> Solution:
+    """What the default method finds, once."""
     method = registry.method_named(format.default_method or "")
     statistics = Statistics(
         tokens=1000,
@@ -50,7 +58,7 @@ def solved(name: str, shape: tuple[int, int] = SHAPES[0]) -> tuple[PackedFormat,
         input_absmax=torch.linspace(3, 5, shape[1]),  # as large as the inputs below
         output_gradient=torch.linspace(1, 2, shape[0]),
     )
-    return format, method.solve(weight(shape), statistics, format)
+    return method.solve(weight(shape), statistics, format)
 
 
 def filled(name: str, shape: tuple[int, int] = SHAPES[0], *, bias: bool = True) -> FormatLinear:

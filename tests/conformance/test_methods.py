@@ -51,7 +51,9 @@ STRUCTURES = (
     *("bf16", "df11", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
     *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
-    *("ksort+bfp8-b32", "bin-p20", "vq16-d2-g64", "vq256-d4-row", "dyadic8", "dyadic4"),
+    *("bin-p20", "vq16-d2-g64", "vq256-d4-row", "dyadic8", "dyadic4"),
+    *("panel32x4-50", "panel16-80+int4"),
+    *("ksort+bfp8-b32", "armor-b8", "armor-b16+int4-g32"),
 )
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {
@@ -69,6 +71,7 @@ LADDERS = {
         [f"rank-p50+int{bits}" for bits in range(3, 9)],
         [f"sparse{percent}" for percent in range(90, 0, -10)],
         [f"sparse{n}of8" for n in range(1, 8)],
+        [f"panel16-{percent}" for percent in range(90, 0, -20)],
         [f"sparse2of4+int{bits}-g32" for bits in range(2, 9)],
     )
 }
@@ -90,6 +93,10 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "ptq161": ((), (("rounds", "0"), ("passes", "0"), ("unbiased", "false"))),
     "simvq": ((), (("start", "simvq"), ("fit", "map"), ("steps", "20"), ("passes", "1"))),
     "hawq": ((), (("compensate", "false"),)),
+    "armor": ((("iterations", "5"),), (("iterations", "2"), ("refit", "false"))),
+    "admm": ((("iterations", "12"),),),
+    "mfac": ((("rounds", "2"),),),
+    "icbs": ((("passes", "5"),), (("passes", "2"), ("refit", "false"))),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),

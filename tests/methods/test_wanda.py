@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -46,6 +47,19 @@ def test_the_refit_keeps_the_mask_and_lowers_the_error(format: str) -> None:
     H = gram(layer.X_TI)
     errors = [quadratic_error(each.weight() - layer.W_OI, H) for each in (refitted, plain)]
     assert errors[0] < 0.6 * errors[1]
+
+
+def test_few_tokens_are_trusted_less() -> None:
+    """Half as many tokens as inputs: the refit still helps, as it would not at its own damping."""
+    full, format = outlier_layer(0), format_named("sparse50")
+    few = replace(full, X_TI=full.X_TI[:128])
+    as_given = replace(few.statistics, tokens=512)
+    plain = full.heldout_error(Wanda(refit=False).solve(full.W_OI, few.statistics, format).weight())
+    careful, trusting = (
+        full.heldout_error(Wanda().solve(full.W_OI, statistics, format).weight())
+        for statistics in (few.statistics, as_given)
+    )
+    assert careful < 0.8 * plain < plain < trusting
 
 
 def test_what_cannot_be_solved_says_why(layer: Layer) -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from blockwright.errors import NumericalError
-from blockwright.numerics.masks import keep_in_matrix, keep_n_of_m, keep_per_row, kept_columns
+from blockwright.numerics.masks import (
+    keep_in_matrix,
+    keep_n_of_m,
+    keep_per_row,
+    keep_units,
+    kept_columns,
+)
 
 
 def scores(rows: int, columns: int) -> torch.Tensor:
@@ -30,6 +36,22 @@ def test_every_group_keeps_its_best(n: int, m: int) -> None:
     groups = keep_n_of_m(S, n, m).view(-1, m)
     assert (groups.sum(1) == n).all()
     assert torch.equal(groups, keep_per_row(S.view(-1, m), n))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 1), (2, 3), (4, 2), (1, 1)])
+def test_no_other_units_of_a_panel_have_larger_squares(rows: int, columns: int) -> None:
+    S = scores(7, 6) - 0.5
+    mask = keep_units(S, 1, rows, columns)
+    for start in range(0, 7, rows):
+        panel, kept = S[start : start + rows], mask[start : start + rows]
+        assert (kept == kept[:1]).all()
+        units = panel.square().view(len(panel), -1, columns).sum((0, 2))
+        assert kept[0].view(-1, columns).any(1).int().argmax() == units.argmax()
+        assert int(kept[0].sum()) == columns
+    if rows == columns == 1:
+        assert torch.equal(mask, keep_per_row(S.abs(), 1))
+    with pytest.raises(ValueError, match="whole units of 4"):
+        keep_units(S, 1, rows, 4)
 
 
 def test_ties_go_to_the_lowest_index() -> None:

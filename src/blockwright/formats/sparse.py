@@ -30,12 +30,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._composite import CompositeLinear, empty_parts, packed_part, values_from
-from blockwright.formats._linear import frozen_product
+from blockwright.formats._composite import empty_parts, packed_part, values_from
+from blockwright.formats._masked import MaskedLinear, Matrix
 from blockwright.formats._spec import check_version
 from blockwright.formats.bf import BfFormat
 from blockwright.numerics.masks import keep_n_of_m, keep_per_row, kept_columns
@@ -124,10 +123,10 @@ class SparseFormat(MaskedFormat):
             return in_features // self.m * self.n
         return round(in_features * (100 - self.percent) / 100)
 
-    def best_mask(self, score_OJ: Tensor) -> Tensor:
+    def best_mask(self, score_OJ: Tensor, kept: int | None = None) -> Tensor:
         if self.m:
             return keep_n_of_m(score_OJ, self.n, self.m)
-        return keep_per_row(score_OJ, self.kept(score_OJ.shape[1]))
+        return keep_per_row(score_OJ, self.kept(score_OJ.shape[1]) if kept is None else kept)
 
     def with_values(self, values: Format) -> Self:
         grouped = isinstance(values, GridFormat) and values.group_size
@@ -247,105 +246,23 @@ class SparseFormat(MaskedFormat):
         )
 
 
-class SparseLinear(CompositeLinear):
-    """The packed module.  Prepared, ``_matrix`` is multiplied; it replaces bfloat16 values, which
-    it holds exactly, and stands beside others.
-    """
+class SparseLinear(MaskedLinear):
+    """The packed module."""
 
     format: SparseFormat  # narrower than the base's
-    positions: Tensor
-    _matrix: Tensor | SemiStructuredMatrix | None = None
 
-    # -- states
+    def columns(self) -> Tensor:
+        return self.format.columns(self.positions, self._shape)
 
-    def prepare(self) -> Self:
-        if self._matrix is None and not any(t.requires_grad for t in self.buffers()):
-            with torch.inference_mode(False), torch.no_grad():
-                exact = isinstance(self.format.values, BfFormat)
-                dense_OI = self.dequantize().to(torch.bfloat16 if exact else self.dtype)
-                sparse = SemiStructuredMatrix.of(dense_OI, self.format.n, self.format.m)
-                if exact:
-                    self._modules["values"] = None
-                self._matrix = dense_OI if sparse is None else sparse
-        return self
-
-    def restore(self) -> Self:
-        if self._matrix is not None:
-            with torch.inference_mode(False), torch.no_grad():
-                if self._modules["values"] is None:
-                    tensors = self.stored_weight()
-                    self._matrix = None
-                    values = empty_parts(self.format, self._shape, self.dtype, "meta")["values"]
-                    values.load_stored({"weight": tensors["values.weight"]})
-                    self.add_module("values", values)
-            self._matrix = None
-        return super().restore()
-
-    def stored_weight(self) -> dict[str, Tensor]:
-        if self._modules["values"] is not None:
-            return super().stored_weight()
-        kept_OK = self._dense().gather(1, self._columns())
-        own = {"weight": self.weight, "positions": self.positions}
-        return own | {"values.weight": kept_OK.flatten()}
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._modules["values"] is None:
-            destination[prefix + "values.weight"] = self.stored_weight()["values.weight"]
+    def matrix_of(self, kept_OK: Tensor) -> Matrix | Tensor:
+        dense_OI = kept_OK.new_zeros(self._shape).scatter_(1, self.columns(), kept_OK)
+        sparse = SemiStructuredMatrix.of(dense_OI, self.format.n, self.format.m)
+        return dense_OI if sparse is None else sparse
 
     @property
     def kernel(self) -> str:
         sparse = isinstance(self._matrix, SemiStructuredMatrix)
         return "semi-structured" if sparse else "dequantized once"
-
-    @property
-    def resident_bytes(self) -> int:
-        own = [self.weight, self.positions, *self.parameters(recurse=False)]
-        values = 0 if self._modules["values"] is None else self.part("values").resident_bytes
-        matrix = 0 if self._matrix is None else self._matrix.nbytes
-        return sum(t.numel() * t.element_size() for t in own) + values + matrix
-
-    # -- products
-
-    def product(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in self.buffers()):
-            return F.linear(x, self.differentiable_weight().to(x.dtype))
-        matrix = self.prepare()._matrix
-        if isinstance(matrix, SemiStructuredMatrix) and x.dtype == matrix.dtype:
-            return frozen_product(x, matrix.product, self.dequantize)
-        return F.linear(x, self._dense().to(x.dtype))
-
-    def differentiable_weight(self) -> Tensor:
-        """Gradients reach the values in the portable state alone; see ``restore``."""
-        if self._modules["values"] is None:
-            return self._dense().float()
-        kept_OK = self.part("values").differentiable_weight()
-        return kept_OK.new_zeros(self._shape).scatter(1, self._columns(), kept_OK)
-
-    def dequantize(self) -> Tensor:
-        if self._modules["values"] is None:
-            return self._dense().float()
-        kept_OK = self.part("values").dequantize()
-        return kept_OK.new_zeros(self._shape).scatter_(1, self._columns(), kept_OK)
-
-    def rows(self, index: Tensor) -> Tensor:
-        return self.dequantize()[index].to(self.dtype)
-
-    # -- details
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
-
-    def _columns(self) -> Tensor:
-        return self.format.columns(self.positions, self._shape)
-
-    def _dense(self) -> Tensor:
-        if self._matrix is None:
-            raise RuntimeError("the weight is not dequantized yet; call prepare() first")
-        return self._matrix if isinstance(self._matrix, Tensor) else self._matrix.dense()
 
 
 FORMAT = SparseFormat

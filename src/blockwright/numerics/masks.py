@@ -31,6 +31,23 @@ def keep_n_of_m(score_OJ: Tensor, n: int, m: int) -> Tensor:
     return keep_per_row(score_OJ.reshape(-1, m), n).view(score_OJ.shape)
 
 
+def keep_units(score_OJ: Tensor, kept: int, rows: int, columns: int) -> Tensor:
+    """The ``kept`` units of ``rows`` x ``columns`` in every panel of ``rows`` whose squared scores
+    add up to most; the last panel may have fewer rows.  Raises ``ValueError`` for a rest.
+    """
+    out_features, inputs = score_OJ.shape
+    if inputs % columns:
+        raise ValueError(f"{inputs} inputs are not whole units of {columns}")
+    padded = torch.nn.functional.pad(score_OJ.square(), (0, 0, 0, -out_features % rows))
+    cost_PU = padded.view(-1, rows, inputs // columns, columns).sum((1, 3))
+    return spread_units(keep_per_row(cost_PU, kept), rows, columns)[:out_features]
+
+
+def spread_units(mask_PU: Tensor, rows: int, columns: int) -> Tensor:
+    """The mask [P rows, U columns] of a mask of units."""
+    return mask_PU.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+
+
 def keep_in_matrix(score_OJ: Tensor, kept: int) -> Tensor:
     """The ``kept`` largest scores of the whole matrix: rows may keep unequal numbers."""
     return keep_per_row(score_OJ.reshape(1, -1), kept).view(score_OJ.shape)

@@ -52,7 +52,9 @@ class SemiStructuredMatrix:
         return rows * columns * self.dtype.itemsize * 9 // 16
 
     def product(self, x: Tensor) -> Tensor:
-        """x W^T [..., O]."""
+        """x W^T [..., O]; densely where x is of another dtype."""
+        if x.dtype != self.dtype:
+            return torch.nn.functional.linear(x, self.dense().to(x.dtype))
         x_TI = x.reshape(-1, x.shape[-1])
         tokens = len(x_TI)
         padded = torch.nn.functional.pad(x_TI, (0, 0, 0, -tokens % TOKEN_STEP)).contiguous()

@@ -9,6 +9,7 @@ from blockwright.types.composite import (
     MaskedFormat,
     PermutedFormat,
     SumFormat,
+    WrappedFormat,
 )
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
@@ -50,6 +51,7 @@ from blockwright.types.solution import (
     Solution,
     SumSolution,
     VectorSolution,
+    WrappedSolution,
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
@@ -126,6 +128,8 @@ __all__ = [
     "VectorFormat",
     "VectorSolution",
     "Workload",
+    "WrappedFormat",
+    "WrappedSolution",
     "ZeroPointFormat",
     "cache_block",
     "cache_site",

@@ -97,10 +97,11 @@ class MaskedFormat(CompositeFormat):
         """
 
     @abstractmethod
-    def best_mask(self, score_OJ: Tensor) -> Tensor:
-        """The mask (bool [O, J], True = kept) of largest total score that can be stored.
+    def best_mask(self, score_OJ: Tensor, kept: int | None = None) -> Tensor:
+        """The mask (bool [O, J], True = kept) that can be stored and zeroes least.
 
-        J is any number of whole pattern groups; without a pattern, the whole row.
+        Zeroing costs the square of the score, summed over what is zeroed.  J is any number of whole
+        pattern groups; without a pattern the whole row, or columns that keep ``kept``.
         """
 
     @property
@@ -108,8 +109,26 @@ class MaskedFormat(CompositeFormat):
     def pattern_size(self) -> int:
         """Consecutive inputs whose kept number is fixed (M of N:M); 0 = the whole row."""
 
+    @property
+    def unit(self) -> tuple[int, int]:
+        """(outputs, inputs), consecutive, that are kept or zeroed as one; at the last outputs there
+        may be fewer.  Units that share outputs are a panel.
+        """
+        return 1, 1
+
     def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
         return {"values": (shape[0], self.kept(shape[1]))}
+
+
+class WrappedFormat(PackedFormat):
+    """A sparse core between two block-diagonal wrappers; implementations are frozen dataclasses
+    with these fields.
+    """
+
+    core: MaskedFormat
+    """Of the core, [O, I]: 2 of 4."""
+    block: int
+    """Rows of a wrapper's block, b: it divides O and I."""
 
 
 class SumFormat(PackedFormat):

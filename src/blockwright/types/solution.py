@@ -87,6 +87,25 @@ class MaskedSolution(Solution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WrappedSolution(Solution):
+    """A sparse core between two block-diagonal matrices, given by their blocks."""
+
+    left_JBB: Tensor  # noqa: N815 - shape suffix
+    """bfloat16 [O / b, b, b]"""
+    core: MaskedSolution
+    """[O, I]"""
+    right_KBB: Tensor  # noqa: N815 - shape suffix
+    """bfloat16 [I / b, b, b]"""
+
+    def weight(self) -> Tensor:
+        core_OI = self.core.weight()
+        blocks, size, _ = self.left_JBB.shape
+        inner_OI = (self.left_JBB.float() @ core_OI.view(blocks, size, -1)).view(core_OI.shape)
+        by_block = inner_OI.reshape(len(core_OI), -1, size).transpose(0, 1)
+        return (by_block @ self.right_KBB.float()).transpose(0, 1).reshape(core_OI.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutlierSolution(Solution):
     """Whole input columns in a floating-point type, and the others on a grid."""
 

@@ -46,7 +46,7 @@ class Magnitude(LinearMethod):
 
     paper: ClassVar[str] = "Han et al., Learning both Weights and Connections, NeurIPS 2015"
     family: ClassVar[str] = "sparsify"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = MaskedFormat  # type: ignore[type-abstract]
 
     refit: bool = False

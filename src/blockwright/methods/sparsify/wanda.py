@@ -14,7 +14,8 @@ Shapes:  O out features, I in features.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
 Needs:   INPUT_GRAM (without refit, its diagonal).   Fills: every sparse format.
 Cost:    a sort of every row; the refit O(O I^2) to O(O K^3), see numerics/masked_refit.
-Differs from the paper: kept weights are refitted unless refit=false; the paper leaves them.
+Differs from the paper: kept weights are refitted unless refit=false, with a damping of 0.1 at
+         least where tokens are fewer than twice the inputs; the paper leaves them.
 Raises:  NumericalError when W or H is not finite, or no token reached the site.
 Checked: tests/claims/test_sparsify.py: optimal for the diagonal model, error against magnitude,
          gain of the refit.
@@ -55,7 +56,7 @@ class Wanda(LinearMethod):
 
     paper: ClassVar[str] = "Sun et al., Wanda, ICLR 2024"
     family: ClassVar[str] = "sparsify"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = MaskedFormat  # type: ignore[type-abstract]
 
     refit: bool = True
