@@ -6,9 +6,12 @@ from blockwright.types.candidate import DROP, KEEP, Candidate
 from blockwright.types.composite import (
     CompositeFormat,
     FactoredFormat,
+    InterpolatedFormat,
     MaskedFormat,
     PermutedFormat,
+    RankedFormat,
     SumFormat,
+    ThresholdFormat,
 )
 from blockwright.types.fit import FitRequest, FitResult, Preset, Price
 from blockwright.types.format import (
@@ -38,6 +41,7 @@ from blockwright.types.solution import (
     DenseSolution,
     FactoredSolution,
     GridSolution,
+    InterpolatedSolution,
     MaskedSolution,
     MixedRowsSolution,
     OutlierSolution,
@@ -72,6 +76,8 @@ __all__ = [
     "GridFormat",
     "GridSolution",
     "Group",
+    "InterpolatedFormat",
+    "InterpolatedSolution",
     "KeyGroups",
     "LimitFigures",
     "LinearMethod",
@@ -98,6 +104,7 @@ __all__ = [
     "Problem",
     "Profile",
     "Quality",
+    "RankedFormat",
     "Recipe",
     "ScalingMethod",
     "Site",
@@ -110,6 +117,7 @@ __all__ = [
     "SumFormat",
     "SumSolution",
     "TableRole",
+    "ThresholdFormat",
     "Timing",
     "ValueFormat",
     "VariantRecord",

@@ -66,17 +66,50 @@ class CompositeFormat(PackedFormat):
         return self.position_bytes(shape) + sum(map(self.values.stored_bytes, parts))
 
 
-class FactoredFormat(CompositeFormat):
-    """A product of two thin matrices, left [O, R] and right [R, I]."""
+class RankedFormat(CompositeFormat):
+    """A weight of low rank, in one form or another."""
 
     @abstractmethod
     def rank(self, shape: tuple[int, int]) -> int:
         """R for a weight of ``(out, in)``."""
 
+
+class FactoredFormat(RankedFormat):
+    """A product of two thin matrices, left [O, R] and right [R, I]."""
+
     def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
         out_features, in_features = shape
         rank = self.rank(shape)
         return {"left": (out_features, rank), "right": (rank, in_features)}
+
+
+class InterpolatedFormat(RankedFormat):
+    """R rows of the weight, kept [R, I], and how the others mix them, mixing [O - R, R]."""
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        out_features, in_features = shape
+        rank = self.rank(shape)
+        return {"kept": (rank, in_features), "mixing": (out_features - rank, rank)}
+
+
+class ThresholdFormat(CompositeFormat):
+    """Of low rank where that is smaller than the weight itself, which is stored whole otherwise;
+    the rank depends on the weight.
+    """
+
+    @property
+    @abstractmethod
+    def threshold(self) -> float:
+        """What a normalized singular value needs to be counted, above 0 and below 1."""
+
+    @abstractmethod
+    def factored(self, shape: tuple[int, int], counted: int) -> FactoredFormat | None:
+        """The format that holds ``counted`` ranks of a weight of ``(out, in)``; None where the
+        whole weight is no larger.
+        """
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        return {"whole": shape}
 
 
 class PermutedFormat(CompositeFormat):
