@@ -52,6 +52,7 @@ STRUCTURES = (
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
     *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
     *("ksort+bfp8-b32", "id-p50", "id-p75+int8", "id-r32+int4-g32"),
+    *("kron2-p50", "kron4-p25", "kron8x16-p50", "kron2-p50+int8", "kron2-r32+int4-g32"),
     *("ranks-t500", "ranks-t1", "ranks-t500+int8"),
 )
 IDEMPOTENT = tuple(name for name in STRUCTURES if not name.startswith("ranks"))
@@ -71,6 +72,7 @@ LADDERS = {
         [f"rank-r{rank}" for rank in (4, 16, 32, 48)],
         [f"rank-p50+int{bits}" for bits in range(3, 9)],
         [f"id-p{percent}" for percent in range(10, 100, 10)],
+        [f"kron2-p{percent}" for percent in range(10, 100, 20)],
         [f"id-r{rank}" for rank in (4, 16, 32, 47)],
         [f"id-p50+int{bits}" for bits in range(3, 9)],
         [f"ranks-t{threshold}" for threshold in (900, 700, 500, 300, 100)],
@@ -94,6 +96,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "lord": ((), (("fisher", "true"),), (("damping", "0.0"),)),
     "welore": ((), (("metric", "weight"), ("quantile", "0.9"))),
     "cur": ((), (("metric", "weight"),)),
+    "kron": ((), (("metric", "weight"),), (("rounds", "2"),)),
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),

@@ -15,13 +15,13 @@ from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._composite import values_from
 from blockwright.formats._spec import check_version
 from blockwright.formats.bf import BfFormat
-from blockwright.types import FormatLimits, RankedFormat, SiteKind, ValueFormat
+from blockwright.types import CompositeFormat, FormatLimits, SiteKind, ValueFormat
 
 SIZE = re.compile(r"(?P<stem>[a-z]+)-(?:p(?P<percent>[1-9][0-9]?)|r(?P<rank>[1-9][0-9]*))")
 
 
 @dataclass(frozen=True)
-class SizedFormat(RankedFormat):
+class SizedFormat(CompositeFormat):
     """``<stem>-p<percent>`` or ``<stem>-r<rank>``."""
 
     percent: int = 0
@@ -49,9 +49,14 @@ class SizedFormat(RankedFormat):
         """The largest rank that takes ``percent`` of the dense numbers."""
 
     @property
+    def kind(self) -> str:
+        """The name without its size."""
+        return self.stem
+
+    @property
     def structure(self) -> str:
         size = f"p{self.percent}" if self.percent else f"r{self.fixed_rank}"
-        return f"{self.stem}-{size}"
+        return f"{self.kind}-{size}"
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -82,7 +87,11 @@ class SizedFormat(RankedFormat):
         if self.fixed_rank:
             return self.fixed_rank
         rank = self.rank_within(shape)
-        return rank - rank % self.values.limits.in_multiple
+        return rank - rank % self.rank_multiple(shape)
+
+    def rank_multiple(self, shape: tuple[int, int]) -> int:
+        """Ranks that fill whole groups of the values."""
+        return self.values.limits.in_multiple
 
     def check_structure(self, shape: tuple[int, int], where: str) -> None:
         out_features, in_features = shape
@@ -90,13 +99,13 @@ class SizedFormat(RankedFormat):
         if rank > most:
             raise FormatError(
                 f"{self.name}: {where}: rank {rank} is above the {most} that a weight of"
-                f" {out_features} x {in_features} can have; use {self.stem}-r{most} at most"
+                f" {out_features} x {in_features} can have; use {self.kind}-r{most} at most"
             )
         if rank < 1:
             raise FormatError(
                 f"{self.name}: {where}: {self.percent}% of {out_features} x {in_features} is less"
-                f" than one rank of {self.values.limits.in_multiple}; use a higher percentage"
-                " or smaller groups of the values"
+                f" than one rank of {self.rank_multiple(shape)}; use a higher percentage or smaller"
+                " groups of the values"
             )
 
     def spec(self) -> dict[str, Any]:

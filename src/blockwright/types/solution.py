@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blockwright.types.composite import KroneckerSplit
     from blockwright.types.format import Grid
 
 
@@ -73,6 +74,20 @@ class InterpolatedSolution(Solution):
         both_OI[: len(kept_RI)] = kept_RI
         both_OI[len(kept_RI) :] = self.mixing.weight() @ kept_RI
         return both_OI.index_select(0, self.place_O)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KroneckerSolution(Solution):
+    """A sum of Kronecker products."""
+
+    split: KroneckerSplit
+    left: Solution
+    """[rows, terms columns]"""
+    right: Solution
+    """[terms block_rows, block_columns]"""
+
+    def weight(self) -> Tensor:
+        return self.split.weight(self.left.weight(), self.right.weight())
 
 
 @dataclass(frozen=True, kw_only=True)
