@@ -100,6 +100,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
+    "sbl": ((("rounds", "3"),), (("rounds", "3"), ("rule", "alternating"))),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),
