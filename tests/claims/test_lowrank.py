@@ -123,7 +123,8 @@ def of_rank(rows: int, columns: int, rank: int, noise: float, seed: int) -> torc
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
     product = normal(rows, rank) @ normal(rank, columns)
-    return product / rank**0.5 + noise * normal(rows, columns)
+    noisy: torch.Tensor = product / rank**0.5 + noise * normal(rows, columns)
+    return noisy
 
 
 @claim(

@@ -17,7 +17,8 @@ NOTHING = Statistics(tokens=0)
 def of_spectrum(sigma: torch.Tensor) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(64, 64, generator=random))[0] for _ in range(2))
-    return (U * sigma) @ V.T
+    W: torch.Tensor = (U * sigma) @ V.T
+    return W
 
 
 def test_singular_values_that_reach_the_threshold_are_kept() -> None:

@@ -42,7 +42,7 @@ def mix_rows(A_OC: Tensor, kept_R: Tensor) -> Tensor:
     """T [O - R, R] of the rows that are not kept, in their order, fp32."""
     A = A_OC.double()
     others = A[~is_kept(len(A), kept_R)]
-    mixing = torch.linalg.lstsq(A[kept_R].T, others.T).solution.T
+    mixing: Tensor = torch.linalg.lstsq(A[kept_R].T, others.T).solution.T
     if not all_finite(mixing):
         raise NumericalError("the kept rows depend on each other: nothing can be mixed from them")
     return mixing.float().contiguous()

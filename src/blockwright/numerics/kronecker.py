@@ -61,7 +61,8 @@ def scaled_svd(W_OI: Tensor, H_II: Tensor, split: KroneckerSplit) -> Factors:
     shape = (-1, split.columns, split.block_columns)
     scaled = torch.einsum("oij,ik,jl->okl", W_OI.double().reshape(shape), L1, L2)
     blocks_PQ = split.to_blocks(scaled.reshape(W_OI.shape))
-    found = weighted_svd(blocks_PQ, torch.eye(blocks_PQ.shape[1], dtype=torch.float64))
+    plain_QQ = torch.eye(blocks_PQ.shape[1], dtype=torch.float64, device=W_OI.device)
+    found = weighted_svd(blocks_PQ, plain_QQ)
     A_PR, B_RQ = (factor.double() for factor in found.factors(split.terms))
     A = _unscaled(A_PR.T.reshape(-1, split.columns), L1).reshape(split.terms, -1).T
     B = _unscaled(B_RQ.reshape(-1, split.block_columns), L2).reshape(split.terms, -1)
@@ -159,12 +160,14 @@ def conjugate_gradients(
 
 def _root(H: Tensor) -> Tensor:
     """L with L L^T = H, damped so little that it exists."""
-    return torch.linalg.cholesky(_ridged(H))
+    L: Tensor = torch.linalg.cholesky(_ridged(H))
+    return L
 
 
 def _unscaled(X_NI: Tensor, L_II: Tensor) -> Tensor:
     """X L^-1"""
-    return torch.linalg.solve_triangular(L_II, X_NI, upper=False, left=False)
+    unscaled: Tensor = torch.linalg.solve_triangular(L_II, X_NI, upper=False, left=False)
+    return unscaled
 
 
 def _inverse(H: Tensor) -> Tensor:
