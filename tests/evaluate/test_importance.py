@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import blockwright
+from blockwright.errors import ModelError
 from blockwright.evaluate import measure, removal_order, run_to_file, score_blocks, turn_of
 from blockwright.evaluate.importance import SINK_TOKENS, BlockScores
 from blockwright.stream import Inputs, Stream
 from tests.conftest import ModelFolder
+from tests.fits import with_tokenizer
 from tests.models import VOCAB
 from tests.stream.test_equals_own_forward import model_inputs, open_stream
 
@@ -141,3 +144,16 @@ def test_greedy_removal_takes_the_least_score_and_measures_again(
     assert removal_order(without_effect(model_folder("llama"), 0), inputs, tmp_path, 1) == [0]
     with pytest.raises(ValueError, match="cannot be removed"):
         removal_order(stream, inputs, tmp_path, len(stream.blocks))
+
+
+def test_a_model_on_disk_is_scored_on_a_text(model_folder: ModelFolder, tmp_path: Path) -> None:
+    model = with_tokenizer(model_folder("llama"), tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h " * 40, encoding="utf-8")
+    options = {"text": text, "tokens": 48, "sequence_length": 16, "threads": 1}
+    found = blockwright.score_blocks(str(model), **options)
+    assert [each["block"] for each in found] == [0, 1, 2]
+    assert all(each["drop_loss"] > 0 and each["perplexity_without"] > 1 for each in found)
+    assert blockwright.score_blocks(str(model), **options) == found
+    with pytest.raises(ModelError, match="need a text model"):
+        blockwright.score_blocks(str(model_folder("vit")), text=text)
