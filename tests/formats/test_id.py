@@ -50,13 +50,15 @@ def test_percent_is_the_share_of_the_dense_bytes_never_more(
     positions = O * (2 if O <= 1 << 15 else 4)
     assert format.stored_bytes(shape) == 2 * rank * (O + I - rank) + positions
     assert rank * (O + I - rank) + O <= percent * O * I / 100
-    one_more = (rank + 1) * (O + I - rank - 1) + O
-    assert one_more > percent * O * I / 100 or rank == format.most_rank(shape)
+    step = 16 if rank >= 256 else 1
+    assert rank % step == 0
+    one_more = (rank + step) * (O + I - rank - step) + O
+    assert one_more > percent * O * I / 100 or rank + step > format.most_rank(shape)
 
 
 def test_it_holds_more_ranks_than_two_factors_of_as_many_bytes() -> None:
     shape = (2048, 2048)
-    assert id_format("id-p50").rank(shape) == 599
+    assert id_format("id-p50").rank(shape) == 592
     assert format_named("rank-p50").rank(shape) == 512  # type: ignore[attr-defined]
     assert id_format("id-p80").rank(shape) > 1.3 * 819
 

@@ -9,6 +9,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf, lcm
 from typing import Any, ClassVar, Self
 
 from blockwright.errors import CandidateError, FormatError
@@ -18,6 +19,9 @@ from blockwright.formats.bf import BfFormat
 from blockwright.types import CompositeFormat, FormatLimits, SiteKind, ValueFormat
 
 SIZE = re.compile(r"(?P<stem>[a-z]+)-(?:p(?P<percent>[1-9][0-9]?)|r(?P<rank>[1-9][0-9]*))")
+
+KERNEL_MULTIPLE = 16
+"""The kernel of 8-bit values takes no other number of inputs."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class SizedFormat(CompositeFormat):
     values: ValueFormat = field(default_factory=BfFormat)
 
     stem: ClassVar[str]
+    large_rank: ClassVar[float] = inf
+    """From here on ranks that follow from ``percent`` are multiples of ``KERNEL_MULTIPLE``."""
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.LINEAR})
 
     def __post_init__(self) -> None:
@@ -86,8 +92,10 @@ class SizedFormat(CompositeFormat):
         """The largest within ``percent`` that fills whole groups of the values; at least 0."""
         if self.fixed_rank:
             return self.fixed_rank
-        rank = self.rank_within(shape)
-        return rank - rank % self.rank_multiple(shape)
+        rank, multiple = self.rank_within(shape), self.rank_multiple(shape)
+        if rank >= self.large_rank:
+            multiple = lcm(multiple, KERNEL_MULTIPLE)
+        return rank - rank % multiple
 
     def rank_multiple(self, shape: tuple[int, int]) -> int:
         """Ranks that fill whole groups of the values."""

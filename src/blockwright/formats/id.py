@@ -46,6 +46,7 @@ class IdFormat(SizedFormat, InterpolatedFormat):
 
     stem: ClassVar[str] = "id"
     version: ClassVar[int] = 1
+    large_rank: ClassVar[float] = 256
     default_method: ClassVar[str | None] = "lord"
 
     @classmethod
@@ -107,7 +108,7 @@ class IdLinear(CompositeLinear):
 
     @property
     def kernel(self) -> str:
-        return f"2 x {self.part('kept').kernel}"
+        return f"2 x {self.part('kept').kernel}, gathered"
 
     def product(self, x: Tensor) -> Tensor:
         of_kept = self.part("kept").product(x)

@@ -58,6 +58,7 @@ class KronFormat(SizedFormat, KroneckerFormat):
 
     stem: ClassVar[str] = "kron"
     version: ClassVar[int] = 1
+    large_rank: ClassVar[float] = 256
     default_method: ClassVar[str | None] = "kron"
 
     @property
@@ -171,13 +172,14 @@ class KronLinear(CompositeLinear):
 
     @property
     def kernel(self) -> str:
-        return f"2 x {self.part('left').kernel}"
+        split = self.split
+        return f"2 x {self.part('left').kernel}, {split.rows}x{split.columns}"
 
     def product(self, x: Tensor) -> Tensor:
         tokens = x.numel() // self.in_features
         if self.is_factored(tokens):
             return self.factored_product(x)
-        return F.linear(x, self.differentiable_weight().to(x.dtype))
+        return F.linear(x, self.formed(x.dtype))
 
     def is_factored(self, tokens: int) -> bool:
         """Whether two small products take no more multiplications than forming the weight and one
@@ -186,6 +188,12 @@ class KronLinear(CompositeLinear):
         dense = self.out_features * self.in_features
         split = self.split
         return tokens * split.factored_products <= (split.terms + tokens) * dense
+
+    def formed(self, dtype: torch.dtype) -> Tensor:
+        """The weight [O, I], formed in the dtype it is multiplied in."""
+        left, right = self.part("left"), self.part("right")
+        factors = left.differentiable_weight().to(dtype), right.differentiable_weight().to(dtype)
+        return self.split.weight(*factors)
 
     def factored_product(self, x: Tensor) -> Tensor:
         """x W^T, the weight never formed."""
@@ -198,8 +206,7 @@ class KronLinear(CompositeLinear):
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def differentiable_weight(self) -> Tensor:
-        left, right = self.part("left"), self.part("right")
-        return self.split.weight(left.differentiable_weight(), right.differentiable_weight())
+        return self.formed(torch.float32)
 
     def dequantize(self) -> Tensor:
         return self.split.weight(self.part("left").dequantize(), self.part("right").dequantize())
