@@ -7,7 +7,7 @@ import torch
 
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.lowrank.kron import Kron
-from blockwright.numerics.losses import quadratic_error
+from blockwright.numerics.losses import quadratic_error, row_errors
 from blockwright.registry import format_named, method_named
 from blockwright.types import KroneckerSolution, Statistics
 from tests.layers import Layer, gram, outlier_layer
@@ -40,6 +40,18 @@ def test_left_factors_make_up_for_the_rounding_of_the_right_ones(layer: Layer) -
     )
     errors = [quadratic_error(each.weight() - layer.W_OI, H) for each in (found, rounded)]
     assert errors[0] < errors[1]
+
+
+def test_rows_weighed_by_gradients_lower_the_second_order_loss(layer: Layer) -> None:
+    G_O, H = torch.logspace(-2, 2, 48), gram(layer.X_TI)
+    seen = Statistics(tokens=400, input_gram=H, output_gradient=G_O)
+    losses = []
+    for fisher in (True, False):
+        found = Kron(fisher=fisher).solve(layer.W_OI, seen, format_named("kron2-r12"))
+        losses.append(float((G_O * row_errors(found.weight() - layer.W_OI, H)).sum()))
+    assert losses[0] < 0.7 * losses[1]
+    with pytest.raises(NumericalError, match=r"all 48 rows, not 8; use kron4-\*"):
+        Kron(fisher=True).solve(layer.W_OI, seen, format_named("kron8x4-r2"))
 
 
 def test_what_cannot_be_solved_says_why(layer: Layer) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import NumericalError
+from blockwright.numerics.finite import all_finite
 from blockwright.numerics.interpolation import is_kept, places
 from blockwright.numerics.masked_refit import damped
 from blockwright.numerics.weighted_svd import WeightedSvd, balanced_factors, times_gram
@@ -24,6 +25,9 @@ from blockwright.types import (
     Statistics,
 )
 
+LEAST_SHARE = 1e-3
+"""Row weights are at least this share of their mean: an output without gradients is still stored.
+"""
 JITTER = 1e-10
 """Of the mean diagonal: rows of a right factor may be rounded to the same values."""
 
@@ -86,3 +90,12 @@ def refit_left(W_OI: Tensor, right_RI: Tensor, Hd_II: Tensor) -> Tensor:
 def equal_rows(W_OI: Tensor) -> Tensor:
     """Weights [O] of the outputs that weigh all alike."""
     return torch.ones(len(W_OI), device=W_OI.device)
+
+
+def rows_by_gradient(statistics: Statistics) -> Tensor:
+    """a [O] = sqrt(G): tr(diag(a) D H D^T diag(a)) is the second-order loss."""
+    G_O = statistics.need(Statistic.OUTPUT_GRADIENT)
+    if not all_finite(G_O) or not G_O.any():
+        raise NumericalError("no finite loss gradient reached this site: there is no Fisher")
+    a_O = G_O.sqrt()
+    return a_O.clamp(min=LEAST_SHARE * float(a_O.mean()))

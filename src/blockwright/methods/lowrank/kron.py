@@ -12,9 +12,11 @@ Equations -> code
     W.reshape(o1, o2, i1, i2) -> [o1 i1, o2 i2], SVD      scaled_svd, in the metric H1 (x) H2
     fix all B, solve A in the metric H; fix all A, solve B    refine, `rounds` times
     A behind the rounded B                                    solve_left
+    G^1/2 W in place of W, A / G^1/2, where A_r has all O rows     fisher=true
 Shapes:  O = o1 o2 out features, I = i1 i2 in features, R products.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
-Needs:   INPUT_GRAM; nothing with metric=weight.   Fills: kron<columns>-*, kron<rows>x<columns>-*.
+Needs:   INPUT_GRAM; nothing with metric=weight; OUTPUT_GRADIENT too with fisher=true.
+         Fills: kron<columns>-*, kron<rows>x<columns>-*.
 Cost:    time O(min(o1 i1, o2 i2)^3 + rounds O I^2), memory see numerics/kronecker.
 Differs from the paper:
     1. metric=gram, the default, is ours; metric=weight is the paper's nearest sum.
@@ -32,8 +34,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError
-from blockwright.methods.lowrank._factors import input_metric
+from blockwright.errors import CandidateError, NumericalError
+from blockwright.methods.lowrank._factors import equal_rows, input_metric, rows_by_gradient
 from blockwright.numerics.kronecker import (
     Factors,
     input_factors,
@@ -41,6 +43,7 @@ from blockwright.numerics.kronecker import (
     scaled_svd,
     solve_left,
 )
+from blockwright.numerics.weighted_svd import balanced_factors
 from blockwright.types import (
     Format,
     GridFormat,
@@ -67,6 +70,7 @@ class Kron(LinearMethod):
     fills: ClassVar[type[Format]] = KroneckerFormat  # type: ignore[type-abstract]
 
     metric: Metric = "gram"
+    fisher: bool = False
     rounds: int = 10
     damping: float = 0.01
 
@@ -81,18 +85,37 @@ class Kron(LinearMethod):
 
     @property
     def needs(self) -> frozenset[Statistic]:
-        return frozenset() if self.metric == "weight" else frozenset({Statistic.INPUT_GRAM})
+        needed = {Statistic.OUTPUT_GRADIENT} if self.fisher else set()
+        return frozenset(needed if self.metric == "weight" else {Statistic.INPUT_GRAM, *needed})
 
     def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> KroneckerSolution:
         if not isinstance(format, KroneckerFormat):
             raise CandidateError(f"kron cannot fill {format.name}: it fills kron<columns>-*")
         split = format.split((W_OI.shape[0], W_OI.shape[1]))
+        a_O = self.row_weights(statistics, W_OI, split)
+        weighed_OI = W_OI * a_O[:, None]
         if self.metric == "weight":
             Hd_II = torch.eye(W_OI.shape[1], device=W_OI.device)
-            return rounded(W_OI, Hd_II, split, scaled_svd(W_OI, Hd_II, split), format)
-        Hd_II = input_metric(statistics, self.damping)
-        found = refine(W_OI, Hd_II, split, scaled_svd(W_OI, Hd_II, split), self.rounds)
+            found = scaled_svd(weighed_OI, Hd_II, split)
+        else:
+            Hd_II = input_metric(statistics, self.damping)
+            start = scaled_svd(weighed_OI, Hd_II, split)
+            found = refine(weighed_OI, Hd_II, split, start, self.rounds)
+        if self.fisher:
+            a_P1 = a_O.repeat_interleave(split.columns)[:, None]
+            found = Factors(*balanced_factors(found.A_PR / a_P1, found.B_RQ))
         return rounded(W_OI, Hd_II, split, found, format)
+
+    def row_weights(self, statistics: Statistics, W_OI: Tensor, split: KroneckerSplit) -> Tensor:
+        """a [O]: errors of output o count a_o^2."""
+        if not self.fisher:
+            return equal_rows(W_OI)
+        if split.block_rows > 1:
+            raise NumericalError(
+                f"outputs can be weighed where left factors have all {len(W_OI)} rows, not"
+                f" {split.rows}; use kron{split.columns}-*, or leave fisher out"
+            )
+        return rows_by_gradient(statistics)
 
 
 def rounded(

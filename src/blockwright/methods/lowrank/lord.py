@@ -41,14 +41,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from blockwright.errors import CandidateError, NumericalError
+from blockwright.errors import CandidateError
 from blockwright.methods.lowrank._factors import (
     equal_rows,
     input_metric,
+    rows_by_gradient,
     stored_factors,
     stored_rows,
 )
-from blockwright.numerics.finite import all_finite
 from blockwright.numerics.interpolation import mix_rows, pivot_rows
 from blockwright.numerics.weighted_svd import WeightedSvd, weighted_svd
 from blockwright.types import (
@@ -62,10 +62,6 @@ from blockwright.types import (
     Statistic,
     Statistics,
 )
-
-LEAST_SHARE = 1e-3
-"""Row weights are at least this share of their mean: an output without gradients is still stored.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +107,7 @@ class Lord(LinearMethod):
 
     def row_weights(self, statistics: Statistics, W_OI: Tensor) -> Tensor:
         """a [O]: the error is tr(diag(a) D H D^T diag(a))."""
-        if not self.fisher:
-            return equal_rows(W_OI)
-        G_O = statistics.need(Statistic.OUTPUT_GRADIENT)
-        if not all_finite(G_O) or not G_O.any():
-            raise NumericalError("no finite loss gradient reached this site: there is no Fisher")
-        a_O = G_O.sqrt()
-        return a_O.clamp(min=LEAST_SHARE * float(a_O.mean()))
+        return rows_by_gradient(statistics) if self.fisher else equal_rows(W_OI)
 
 
 def stored_projection(
