@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from blockwright.api import inspect_model as inspect_model
     from blockwright.api import kv_cache as kv_cache
     from blockwright.api import profile_model as profile_model
+    from blockwright.api import score_blocks as score_blocks
     from blockwright.fitting import fit as fit
     from blockwright.fitting import fit_recipe as fit_recipe
     from blockwright.fitting import price as price
@@ -35,7 +36,10 @@ __version__ = "0.1.0"
 _HOMES = {
     **dict.fromkeys(("fit", "fit_recipe", "price"), "blockwright.fitting"),
     **dict.fromkeys(
-        ("evaluate_model", "inspect_model", "generate_text", "kv_cache", "profile_model"),
+        (
+            *("evaluate_model", "inspect_model", "generate_text", "kv_cache", "profile_model"),
+            "score_blocks",
+        ),
         "blockwright.api",
     ),
     **dict.fromkeys(
@@ -59,6 +63,7 @@ __all__ = [
     "kv_cache",
     "price",
     "profile_model",
+    "score_blocks",
 ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from blockwright import evaluate
 from blockwright.anatomy import Skeleton, build_skeleton
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
@@ -29,8 +30,11 @@ from blockwright.pipeline.proving import (
 from blockwright.pipeline.weighing import packed_formats
 from blockwright.progress import Progress, SilentProgress, Stage
 from blockwright.stream import Inputs, Stream
-from blockwright.texts import load_tokenizer, read_documents, tokenize
+from blockwright.texts import TokenSet, load_tokenizer, read_documents, tokenize
 from blockwright.types import KEEP, Candidate, Profile, Quality, SiteKind, Workload
+
+SCORE_TOKENS = 4_096
+"""Tokens that blocks are scored on."""
 
 
 def evaluate_model(
@@ -69,16 +73,8 @@ def evaluate_model(
     other = _open_compared(folder if formats else None, against, trust_remote_code, device)
     if other is not None and other.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
         raise TextError(f"{against} has another vocabulary than {model}; name its original")
-    limit = getattr(stream.skeleton.config, "max_position_embeddings", None) or LONGEST_SEQUENCE
-    tokens = tokenize(
-        read_documents(eval_text),
-        load_tokenizer(folder, trust_remote_code=trust_remote_code),
-        min(sequence_length or LONGEST_SEQUENCE, int(limit)),
-        eval_tokens or HELDOUT_TOKENS,
-        seed,
-        at_least=eval_tokens or 1,
-        name=str(eval_text),
-    )
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokens = _read_tokens(stream, tokenizer, eval_text, sequence_length, eval_tokens, seed)
     inputs = Inputs.of_tokens(tokens.ids)
     if note := own_layers(stream.skeleton.config, formats):
         progress.note(note)
@@ -102,6 +98,27 @@ def evaluate_model(
         **_cache_figures(stream.skeleton, formats, tokens.sequence_length),
         "sequence_length": tokens.sequence_length,
     }
+
+
+def _read_tokens(
+    stream: Stream,
+    tokenizer: Any,
+    text: Path,
+    sequence_length: int | None,
+    tokens: int | None,
+    seed: int,
+) -> TokenSet:
+    """The tokens of a text, in sequences that the model can read."""
+    limit = getattr(stream.skeleton.config, "max_position_embeddings", None) or LONGEST_SEQUENCE
+    return tokenize(
+        read_documents(text),
+        tokenizer,
+        min(sequence_length or LONGEST_SEQUENCE, int(limit)),
+        tokens or HELDOUT_TOKENS,
+        seed,
+        at_least=tokens or 1,
+        name=str(text),
+    )
 
 
 def _open_compared(
@@ -175,6 +192,54 @@ def inspect_model(
             if site.kind is not SiteKind.BLOCK or site.weights
         ],
     }
+
+
+def score_blocks(
+    model: str,
+    *,
+    text: Path,
+    tokens: int | None = None,
+    sequence_length: int | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """What every block of a text model does and what its removal costs, on a text.
+
+    ``block_influence``: mean 1 - cosine of its output to its input (ShortGPT); ``macro_influence``:
+    of the model's last hidden states without it to those with it (FuseGPT); ``drop_loss``: KL in
+    nats per token without it, of models without a language head the squared relative error.
+    """
+    set_threads(threads)
+    check_device(device)
+    progress = progress or SilentProgress()
+    folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
+    stream = open_fitted(folder, trust_remote_code, device, kv=str(KEEP))
+    if stream.skeleton.task == "vision":
+        raise ModelError(f"{model}: scores of blocks need a text model")
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    found = _read_tokens(stream, tokenizer, text, sequence_length, tokens or SCORE_TOKENS, seed)
+    progress.note(found.description)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress.stage("score blocks", len(stream.blocks), "blocks") as stage,
+    ):
+        inputs = Inputs.of_tokens(found.ids)
+        scores = evaluate.score_blocks(stream, inputs, Path(scratch), advance=stage.advance)
+    return [
+        {
+            "block": each.block,
+            "block_influence": each.block_influence,
+            "macro_influence": each.macro_influence,
+            "relative_change": each.own.relative_change,
+            "drop_loss": each.drop_loss,
+            "perplexity_without": each.without.perplexity if each.without else None,
+        }
+        for each in scores
+    ]
 
 
 def generate_text(

@@ -87,3 +87,34 @@ def test_columns_in_4_bits_save_the_bundled_model(seed: int, tmp_path: Path) -> 
         for candidate in ("bin-p20:ptq161", "affine1-row:gptq")
     )
     return saved / binary
+
+
+@pytest.mark.slow
+@claim(
+    method="lord",
+    says="with ranks that the plan chooses it loses less than the plain SVD with equal ones",
+    measures="held-out KL of rank-p{50..99} by lord / that of uniform rank-p80 by plain SVD, at 0.8"
+    f" of the linears' bytes, bundled model, {TEXT}",
+    grade=Grade.SOFT,
+    at_most=0.5,
+)
+def test_lord_with_a_plan_beats_the_plain_svd(seed: int, tmp_path: Path) -> float:
+    kls = []
+    chosen = [f"rank-p{percent}:lord" for percent in (50, 60, 70, 80, 90, 99)]
+    for name, candidates in (("lord", chosen), ("svd", ["rank-p80:svd@metric=weight"])):
+        request = FitRequest(
+            model=str(bundled_model()),
+            out=tmp_path / f"{name}-{seed}",
+            budget=Budget(bits=0.8 * 16),
+            candidates=tuple(candidates),
+            preset=Preset.FAST,
+            library=tmp_path / "library",
+            seed=seed,
+            threads=1,
+            calibration_tokens=16_384,
+            sequence_length=512,
+            eval_tokens=8_192,
+            speed=False,
+        )
+        kls.append(pipeline.fit(request).fitted.kl_divergence or 0.0)
+    return kls[0] / kls[1]

@@ -116,6 +116,10 @@ class RecordingPipeline:
         site = {"id": "layers.0.q", "kind": "linear", "shape": [4, 8], "parameters": 32}
         return {"blocks": 1, "sites": [site], "stem_bytes": 64, "head_bytes": 0}
 
+    def score_blocks(self, model: str, **options: Any) -> list[dict[str, Any]]:
+        self.calls.append({"model": model, **options})
+        return [{"block": 0, "block_influence": 0.25, "perplexity_without": None}]
+
     def generate_text(self, model: str, prompt: str, **options: Any) -> str:
         self.calls.append({"model": model, "prompt": prompt, **options})
         return "def [bold]f[/bold]():"
@@ -130,6 +134,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordingPipeline:
             "evaluate_model": recording.evaluate_model,
             "inspect_model": recording.inspect_model,
             "generate_text": recording.generate_text,
+            "score_blocks": recording.score_blocks,
         },
     }
     modules = {name: ModuleType(f"blockwright.{name}") for name in stand_ins}

@@ -52,6 +52,18 @@ def test_inspect_lists_sites(command_line: CommandLine, pipeline: RecordingPipel
     assert json.loads(command_line("inspect", "m", "--json").out)["blocks"] == 1
 
 
+def test_inspect_scores_blocks_on_a_text(
+    command_line: CommandLine, pipeline: RecordingPipeline
+) -> None:
+    asked = ("inspect", "m", "--scores", "t.txt", "--score-tokens", "64", "--threads", "1")
+    outcome = command_line(*asked)
+    assert "block influence  perplexity without" in outcome.out
+    assert "0.25" in outcome.out
+    call = pipeline.calls[1]
+    assert (call["text"], call["tokens"], call["threads"]) == (Path("t.txt"), 64, 1)
+    assert json.loads(command_line(*asked, "--json").out)["scores"][0]["block_influence"] == 0.25
+
+
 def test_generate_prints_the_text_as_it_is(
     command_line: CommandLine, pipeline: RecordingPipeline
 ) -> None:

@@ -14,7 +14,7 @@ from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError, StatisticMissingError
-from blockwright.formats import FormatLinear
+from blockwright.formats import FormatLinear, format_from_spec
 from blockwright.numerics.losses import quadratic_error, relative_error, row_errors
 from blockwright.registry import (
     format_class,
@@ -54,7 +54,12 @@ STRUCTURES = (
     *("bin-p20", "vq16-d2-g64", "vq256-d4-row", "dyadic8", "dyadic4"),
     *("panel32x4-50", "panel16-80+int4"),
     *("ksort+bfp8-b32", "armor-b8", "armor-b16+int4-g32"),
+    *("id-p50", "id-p75+int8", "id-r32+int4-g32"),
+    *("kron2-p50", "kron4-p25", "kron8x16-p50", "kron2-p50+int8", "kron2-r32+int4-g32"),
+    *("ranks-t500", "ranks-t1", "ranks-t500+int8"),
 )
+IDEMPOTENT = tuple(name for name in STRUCTURES if not name.startswith("ranks"))
+"""A weight of the structure is solved to itself; a spectrum that was cut counts other ranks."""
 FORMATS = (*GRIDS, *STRUCTURES)
 LADDERS = {
     steps[0]: steps
@@ -69,6 +74,11 @@ LADDERS = {
         [f"rank-p{percent}" for percent in range(10, 100, 10)],
         [f"rank-r{rank}" for rank in (4, 16, 32, 48)],
         [f"rank-p50+int{bits}" for bits in range(3, 9)],
+        [f"id-p{percent}" for percent in range(10, 100, 10)],
+        [f"kron2-p{percent}" for percent in range(10, 100, 20)],
+        [f"id-r{rank}" for rank in (4, 16, 32, 47)],
+        [f"id-p50+int{bits}" for bits in range(3, 9)],
+        [f"ranks-t{threshold}" for threshold in (900, 700, 500, 300, 100)],
         [f"sparse{percent}" for percent in range(90, 0, -10)],
         [f"sparse{n}of8" for n in range(1, 8)],
         [f"panel16-{percent}" for percent in range(90, 0, -20)],
@@ -87,6 +97,10 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     ),
     "mixllm": ((), (("compensate", "false"), ("search", "mse"))),
     "svd": ((), (("metric", "diagonal"),), (("metric", "weight"),)),
+    "lord": ((), (("fisher", "true"),), (("damping", "0.0"),)),
+    "welore": ((), (("metric", "weight"), ("quantile", "0.9"))),
+    "cur": ((), (("metric", "weight"),)),
+    "kron": ((), (("metric", "weight"),), (("rounds", "2"),)),
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),
@@ -97,6 +111,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "admm": ((("iterations", "12"),),),
     "mfac": ((("rounds", "2"),),),
     "icbs": ((("passes", "5"),), (("passes", "2"), ("refit", "false"))),
+    "sbl": ((("rounds", "3"),), (("rounds", "3"), ("rule", "alternating"))),
     "quantease": ((), (("rounds", "1"), ("passes", "1"), ("unbiased", "false"))),
     "flexround": ((("steps", "4"),), (("steps", "4"), ("rate", "0.1"))),
     **dict.fromkeys(("lrq", "adaround", "efficientqat", "discquant"), ((("steps", "4"),),)),
@@ -325,7 +340,7 @@ def test_a_weight_that_is_not_finite_makes_the_variant_unavailable(
         method.solve(W, layer.statistics, first_format(method))
 
 
-@pytest.mark.parametrize(("name", "options", "format_name"), fillings(STRUCTURES))
+@pytest.mark.parametrize(("name", "options", "format_name"), fillings(IDEMPOTENT))
 def test_weights_that_have_the_structure_are_recovered_to_rounding(
     name: str, options: Options, format_name: str, layer: Layer
 ) -> None:
@@ -392,11 +407,9 @@ def test_saved_bytes_are_the_declared_bytes_and_load_to_the_same_output(
     assert format.least_bytes(shape) <= saved <= format.stored_bytes(shape)
     safetensors.torch.save_file(stored, tmp_path / "site.safetensors")
 
-    loaded = (
-        type(format)
-        .from_spec(module.format.spec())
-        .empty(shape, bias=False, dtype=torch.bfloat16, device="cpu")
-    )
+    stored_format = format_from_spec(module.format.spec())
+    assert isinstance(stored_format, PackedFormat)
+    loaded = stored_format.empty(shape, bias=False, dtype=torch.bfloat16, device="cpu")
     assert isinstance(loaded, FormatLinear)
     loaded.load_state_dict(safetensors.torch.load_file(tmp_path / "site.safetensors"))
     assert torch.equal(loaded.dequantize(), module.dequantize())

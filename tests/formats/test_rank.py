@@ -105,3 +105,16 @@ def test_factors_can_be_trained() -> None:
 def test_resident_bytes_are_the_stored_bytes_of_bfloat16_factors() -> None:
     module = packed("rank-p50")
     assert module.prepare().resident_bytes == module.stored_bytes
+
+
+@pytest.mark.parametrize(("name", "rank"), [("rank-p50+int8", 85), ("rank-p50+int4-g64", 64)])
+def test_composed_bytes_are_those_of_both_factors_with_their_scales(name: str, rank: int) -> None:
+    format, values = rank_format(name), format_named(name.partition("+")[2])
+    parts = ((256, rank), (rank, 512))
+    assert format.rank((256, 512)) == rank
+    assert format.stored_bytes((256, 512)) == sum(map(values.stored_bytes, parts))
+    module = packed(name, (256, 512))
+    saved = sum(t.numel() * t.element_size() for t in module.stored_weight().values())
+    assert saved == format.stored_bytes((256, 512))
+    codes = sum(rows * columns for rows, columns in parts) * (8 if "int8" in name else 4) // 8
+    assert codes < saved < 1.15 * codes

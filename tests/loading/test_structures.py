@@ -24,7 +24,10 @@ from blockwright.types import LinearMethod, PackedFormat, Site, SiteKind, Statis
 from tests.conftest import ModelFolder
 from tests.fits import tiny_tokenizer
 
-FORMATS = ("rank-p50", "sparse2of4", "rank-p75+int8", "sparse2of4+int4-g32", "sparse50", "bf16")
+FORMATS = (
+    *("rank-p50", "sparse2of4", "rank-p75+int8", "sparse2of4+int4-g32", "sparse50", "bf16"),
+    *("id-p50", "id-p75+int8"),
+)
 KINDS: dict[str, dict[str, int]] = {
     "llama": {"intermediate_size": 128},
     "gpt2": {"n_inner": 128},
@@ -35,7 +38,8 @@ KINDS: dict[str, dict[str, int]] = {
 
 def data_free(format: PackedFormat) -> LinearMethod:
     name = format.default_method or ""
-    options = {"svd": ("svd", (("metric", "weight"),)), "sparsegpt": ("magnitude", ())}
+    plain = (("metric", "weight"),)
+    options = {"svd": ("svd", plain), "lord": ("cur", plain), "sparsegpt": ("magnitude", ())}
     return method_named(*options.get(name, (name, ())))
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.methods.lowrank.svd import Svd, refit_left
+from blockwright.methods.lowrank._factors import refit_left
+from blockwright.methods.lowrank.svd import Svd
 from blockwright.numerics.losses import quadratic_error
 from blockwright.registry import format_named, method_named
 from blockwright.types import FactoredSolution, Statistics, ValueFormat

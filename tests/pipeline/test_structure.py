@@ -15,7 +15,7 @@ from tests.fits import request, with_tokenizer
 @pytest.mark.parametrize(
     ("kind", "shape", "candidates"),
     [
-        ("gpt2", {"n_inner": 128}, ("rank-p50", "sparse2of4", "rank-p75+int8")),
+        ("gpt2", {"n_inner": 128}, ("rank-p50", "sparse2of4", "id-p75+int8", "ranks-t300")),
         ("qwen3_moe", {"moe_intermediate_size": 64}, ("rank-p50", "sparse2of4", "int4-g64")),
     ],
 )

@@ -17,6 +17,8 @@ from blockwright.formats import format_from_spec
 from blockwright.formats._linear import FormatLinear
 from blockwright.types import CompositeFormat, PackedFormat, Solution, ValueFormat
 
+LARGEST_SHORT = 1 << 15
+
 
 class CompositeLinear(FormatLinear):
     """Parts, and ``positions``: masks or indices, stored beside them."""
@@ -116,6 +118,11 @@ def empty_part(
 ) -> FormatLinear:
     """The module of a part, unfilled."""
     return as_part(format.empty(shape, bias=False, dtype=dtype, device=device))
+
+
+def position_dtype(positions: int) -> torch.dtype:
+    """The narrowest integer type that names so many positions and is not taken for bytes."""
+    return torch.int16 if positions <= LARGEST_SHORT else torch.int32
 
 
 def values_from(spec: Mapping[str, Any]) -> ValueFormat:

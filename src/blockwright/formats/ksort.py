@@ -29,7 +29,13 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._composite import CompositeLinear, empty_parts, packed_part, values_from
+from blockwright.formats._composite import (
+    CompositeLinear,
+    empty_parts,
+    packed_part,
+    position_dtype,
+    values_from,
+)
 from blockwright.formats._spec import check_version
 from blockwright.formats.bfp import BfpFormat
 from blockwright.types import (
@@ -40,8 +46,6 @@ from blockwright.types import (
     Solution,
     ValueFormat,
 )
-
-LARGEST_SHORT = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class KsortFormat(PermutedFormat):
         """Every shape that the values can take."""
 
     def position_bytes(self, shape: tuple[int, int]) -> int:
-        return shape[1] * order_dtype(shape[1]).itemsize
+        return shape[1] * position_dtype(shape[1]).itemsize
 
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
         return self.position_bytes(shape) + self.values.resident_bytes(shape, device)
@@ -111,7 +115,7 @@ class KsortFormat(PermutedFormat):
             self,
             (values.out_features, values.in_features),
             parts={"values": values},
-            positions={"order": solution.order_I.to(order_dtype(values.in_features))},
+            positions={"order": solution.order_I.to(position_dtype(values.in_features))},
             bias=bias_O,
             dtype=dtype,
         )
@@ -119,7 +123,7 @@ class KsortFormat(PermutedFormat):
     def empty(
         self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
     ) -> KsortLinear:
-        order = torch.empty(shape[1], dtype=order_dtype(shape[1]), device=device)
+        order = torch.empty(shape[1], dtype=position_dtype(shape[1]), device=device)
         return KsortLinear(
             self,
             shape,
@@ -128,11 +132,6 @@ class KsortFormat(PermutedFormat):
             bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
             dtype=dtype,
         )
-
-
-def order_dtype(in_features: int) -> torch.dtype:
-    """The narrowest that names every input."""
-    return torch.int16 if in_features <= LARGEST_SHORT else torch.int32
 
 
 class KsortLinear(CompositeLinear):

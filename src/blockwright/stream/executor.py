@@ -90,6 +90,17 @@ class Stream:
         self.blocks = tuple(range(skeleton.num_blocks) if blocks is None else blocks)
         self._around: Around = around or (lambda index: nullcontext())
 
+    def with_blocks(self, blocks: Sequence[int]) -> Stream:
+        """The same model running other blocks."""
+        return Stream(
+            self.skeleton,
+            self.source,
+            dtype=self.dtype,
+            device=self.device,
+            blocks=blocks,
+            around=self._around,
+        )
+
     @torch.no_grad()
     def run_stem(self, inputs: Inputs, target: Path) -> Stem:
         """Write the inputs of the first block to ``target``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from blockwright.errors import CandidateError
@@ -66,17 +66,118 @@ class CompositeFormat(PackedFormat):
         return self.position_bytes(shape) + sum(map(self.values.stored_bytes, parts))
 
 
-class FactoredFormat(CompositeFormat):
-    """A product of two thin matrices, left [O, R] and right [R, I]."""
+class RankedFormat(CompositeFormat):
+    """A weight of low rank, in one form or another."""
 
     @abstractmethod
     def rank(self, shape: tuple[int, int]) -> int:
         """R for a weight of ``(out, in)``."""
 
+
+class FactoredFormat(RankedFormat):
+    """A product of two thin matrices, left [O, R] and right [R, I]."""
+
     def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
         out_features, in_features = shape
         rank = self.rank(shape)
         return {"left": (out_features, rank), "right": (rank, in_features)}
+
+
+class InterpolatedFormat(RankedFormat):
+    """R rows of the weight, kept [R, I], and how the others mix them, mixing [O - R, R]."""
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        out_features, in_features = shape
+        rank = self.rank(shape)
+        return {"kept": (rank, in_features), "mixing": (out_features - rank, rank)}
+
+
+class ThresholdFormat(CompositeFormat):
+    """Of low rank where that is smaller than the weight itself, which is stored whole otherwise;
+    the rank depends on the weight.
+    """
+
+    @property
+    @abstractmethod
+    def threshold(self) -> float:
+        """What a normalized singular value needs to be counted, above 0 and below 1."""
+
+    @abstractmethod
+    def factored(self, shape: tuple[int, int], counted: int) -> FactoredFormat | None:
+        """The format that holds ``counted`` ranks of a weight of ``(out, in)``; None where the
+        whole weight is no larger.
+        """
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        return {"whole": shape}
+
+
+@dataclass(frozen=True)
+class KroneckerSplit:
+    """A weight [O, I] as blocks: O = rows block_rows, I = columns block_columns, and the number of
+    Kronecker products that are added.
+    """
+
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+    terms: int
+
+    @property
+    def part_shapes(self) -> dict[str, tuple[int, int]]:
+        """left [rows, columns terms], right [block_rows terms, block_columns]."""
+        return {
+            "left": (self.rows, self.columns * self.terms),
+            "right": (self.block_rows * self.terms, self.block_columns),
+        }
+
+    @property
+    def factored_products(self) -> int:
+        """Multiplications per token without ever forming the weight."""
+        of_one = self.block_rows * self.columns * (self.block_columns + self.rows)
+        return self.terms * of_one
+
+    def weight(self, left: Tensor, right: Tensor) -> Tensor:
+        """sum_r A_r (x) B_r [O, I]."""
+        A = left.reshape(self.rows * self.columns, self.terms)
+        return self.from_blocks(A @ self.right_factors(right))
+
+    def right_factors(self, right: Tensor) -> Tensor:
+        """B [terms, block_rows block_columns]: one row for every product."""
+        B = right.reshape(self.block_rows, self.terms, self.block_columns).transpose(0, 1)
+        return B.reshape(self.terms, -1)
+
+    def to_parts(self, A_PR: Tensor, B_RQ: Tensor) -> tuple[Tensor, Tensor]:
+        """left and right of factors of the rearranged weight."""
+        B = B_RQ.reshape(self.terms, self.block_rows, self.block_columns).transpose(0, 1)
+        return (
+            A_PR.reshape(self.part_shapes["left"]),
+            B.reshape(self.part_shapes["right"]).contiguous(),
+        )
+
+    def from_blocks(self, blocks: Tensor) -> Tensor:
+        """Van Loan's rearrangement undone: [rows columns, block_rows block_columns] -> [O, I]."""
+        shape = (self.rows, self.columns, self.block_rows, self.block_columns)
+        in_place = blocks.reshape(shape).transpose(1, 2)
+        return in_place.reshape(self.rows * self.block_rows, self.columns * self.block_columns)
+
+    def to_blocks(self, W_OI: Tensor) -> Tensor:
+        """Van Loan's rearrangement: every block of the weight becomes a row."""
+        shape = (self.rows, self.block_rows, self.columns, self.block_columns)
+        blocks = W_OI.reshape(shape).transpose(1, 2)
+        return blocks.reshape(self.rows * self.columns, self.block_rows * self.block_columns)
+
+
+class KroneckerFormat(CompositeFormat):
+    """A sum of Kronecker products, left and right as ``KroneckerSplit`` lays them out."""
+
+    @abstractmethod
+    def split(self, shape: tuple[int, int]) -> KroneckerSplit:
+        """How a weight of ``(out, in)`` is cut, and how many products there are."""
+
+    def part_shapes(self, shape: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
+        return self.split(shape).part_shapes
 
 
 class PermutedFormat(CompositeFormat):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from blockwright.types.composite import KroneckerSplit
     from blockwright.types.format import Grid
 
 
@@ -56,6 +57,39 @@ class FactoredSolution(Solution):
 
     def weight(self) -> Tensor:
         return self.left.weight() @ self.right.weight()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolatedSolution(Solution):
+    """Some rows, and how the others mix them."""
+
+    place_O: Tensor  # noqa: N815 - shape suffix
+    """int64 [O]: where each output stands among the kept ones, then the mixed ones."""
+    kept: Solution
+    """[R, I]"""
+    mixing: Solution
+    """[O - R, R]"""
+
+    def weight(self) -> Tensor:
+        kept_RI = self.kept.weight()
+        both_OI = kept_RI.new_empty((len(self.place_O), kept_RI.shape[1]))
+        both_OI[: len(kept_RI)] = kept_RI
+        both_OI[len(kept_RI) :] = self.mixing.weight() @ kept_RI
+        return both_OI.index_select(0, self.place_O)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KroneckerSolution(Solution):
+    """A sum of Kronecker products."""
+
+    split: KroneckerSplit
+    left: Solution
+    """[rows, terms columns]"""
+    right: Solution
+    """[terms block_rows, block_columns]"""
+
+    def weight(self) -> Tensor:
+        return self.split.weight(self.left.weight(), self.right.weight())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,26 +39,18 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError, NumericalError
-from blockwright.numerics.masked_refit import damped
-from blockwright.numerics.weighted_svd import (
-    WeightedSvd,
-    balanced_factors,
-    times_gram,
-    weighted_svd,
-)
+from blockwright.errors import CandidateError
+from blockwright.methods.lowrank._factors import equal_rows, input_metric, stored_factors
+from blockwright.numerics.weighted_svd import weighted_svd
 from blockwright.types import (
     FactoredFormat,
     FactoredSolution,
     Format,
-    GridFormat,
     LinearMethod,
     Statistic,
     Statistics,
 )
 
-JITTER = 1e-10
-"""Of the mean diagonal: rows of a right factor may be rounded to the same values."""
 Metric = Literal["gram", "diagonal", "weight"]
 
 
@@ -97,41 +89,13 @@ class Svd(LinearMethod):
         for format in formats:
             if not isinstance(format, FactoredFormat):
                 raise CandidateError(f"svd cannot fill {format.name}: it fills factored formats")
-            yield stored_factors(found, W_OI, Hd_II, format)
+            yield stored_factors(found, W_OI, Hd_II, format, equal_rows(W_OI))
 
     def metric_matrix(self, statistics: Statistics, W_OI: Tensor) -> Tensor:
         """Hd [I, I]: what errors of the weight are multiplied with."""
         if self.metric == "weight":
             return torch.eye(W_OI.shape[1], device=W_OI.device)
-        if statistics.tokens == 0:
-            raise NumericalError("no calibration token reached this site: there is no input Gram")
-        H_II = statistics.need(Statistic.INPUT_GRAM)
-        H_II = H_II.diagonal().diag() if self.metric == "diagonal" else H_II
-        return damped(H_II, self.damping)
-
-
-def stored_factors(
-    found: WeightedSvd, W_OI: Tensor, Hd_II: Tensor, format: FactoredFormat
-) -> FactoredSolution:
-    """The factors of a format's rank, rounded as its values are stored."""
-    left_OR, right_RI = balanced_factors(*found.factors(format.rank((len(W_OI), len(Hd_II)))))
-    right = format.values.nearest(right_RI)
-    if isinstance(format.values, GridFormat):
-        left_OR = refit_left(W_OI, right.weight(), Hd_II)
-    return FactoredSolution(left=format.values.nearest(left_OR), right=right)
-
-
-def refit_left(W_OI: Tensor, right_RI: Tensor, Hd_II: Tensor) -> Tensor:
-    """left = W H right^T (right H right^T)^-1: the best left factor for a right one."""
-    right = right_RI.double()
-    image_RI = times_gram(right, Hd_II)
-    moment_RR = image_RI @ right.T
-    moment_RR.diagonal().add_(JITTER * moment_RR.diagonal().mean())
-    L_RR, info = torch.linalg.cholesky_ex(moment_RR)
-    if info.item():
-        raise NumericalError("the rounded right factor lost rank; store the values in more bits")
-    left_RO = torch.cholesky_solve(image_RI @ W_OI.double().T, L_RR)
-    return left_RO.T.float().contiguous()
+        return input_metric(statistics, self.damping, diagonal=self.metric == "diagonal")
 
 
 METHOD = Svd
