@@ -9,7 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import Skeleton, pruned_config
+from blockwright.anatomy import Skeleton, pruned_config, sentinel_of
 from blockwright.checkpoint import (
     Checkpoint,
     ShardWriter,
@@ -27,7 +27,8 @@ from blockwright.checkpoint import (
 )
 from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
-from blockwright.types import PackedFormat, Site
+from blockwright.registry import format_named
+from blockwright.types import DROP, PackedFormat, Part, Site, absent_to_json
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Site id -> format spec, for every packed site."""
@@ -58,6 +59,8 @@ class Layout:
     """Checkpoint tensors that no parameter uses (another task's head): copied as they are."""
     caches: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """Block -> spec of its KV cache."""
+    dropped: Sequence[Part] = ()
+    """Parts that are left out of blocks that stay."""
 
     @cached_property
     def packed_sites(self) -> dict[str, list[Site]]:
@@ -67,6 +70,18 @@ class Layout:
             if site.id in self.specs:
                 found[site.parameter].append(site)
         return dict(found)
+
+    @cached_property
+    def absent(self) -> frozenset[str]:
+        """Parameters of dropped parts."""
+        return frozenset(name for part in self.dropped for name in part.parameters)
+
+    @cached_property
+    def sentinels(self) -> frozenset[str]:
+        """Those of them that leave an empty tensor of their name, one in every module left out."""
+        model = self.skeleton.model
+        paths = [module.path for part in self.dropped for module in part.absent]
+        return frozenset(f"{path}.{sentinel_of(model.get_submodule(path))}" for path in paths)
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Name -> dtype and shape of everything in the files, in the order of writing."""
@@ -82,8 +97,8 @@ class Layout:
         return sum(_nbytes(dtype, shape) for dtype, shape in self.tensors().values())
 
     def parameters(self) -> Iterator[str]:
-        """Model parameters that the folder holds: tied ones once, those of dropped blocks not at
-        all.
+        """Model parameters that the folder holds: tied ones once, those of dropped blocks and parts
+        not at all, but for the sentinels.
         """
         prefix = self.skeleton.block_path + "."
         kept = set(self.kept_blocks)
@@ -92,7 +107,7 @@ class Layout:
             inside = name.startswith(prefix)
             if inside and int(name[len(prefix) :].partition(".")[0]) not in kept:
                 continue
-            if name not in tied:
+            if name not in tied and (name not in self.absent or name in self.sentinels):
                 yield name
 
     def renamed(self, name: str) -> str:
@@ -104,6 +119,9 @@ class Layout:
         return f"{prefix}{list(self.kept_blocks).index(int(index))}{dot}{rest}"
 
     def _stored(self, name: str) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+        if name in self.sentinels:
+            yield name, torch.uint8, (0,)
+            return
         sites = self.packed_sites.get(name, [])
         if not any(site.stored_prefix + "weight" == name for site in sites):
             tensor = self.skeleton.parameters[name]
@@ -243,17 +261,32 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
     if len(layout.kept_blocks) < layout.skeleton.num_blocks:
         config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
     config.pop("quantization_config", None)
-    if layout.specs or layout.caches:
+    if layout.specs or layout.caches or layout.dropped:
         sites = {layout.renamed(site): dict(spec) for site, spec in layout.specs.items()}
         kept = list(layout.kept_blocks)
         caches = {str(kept.index(b)): dict(spec) for b, spec in layout.caches.items() if b in kept}
         config["quantization_config"] = {
             "quant_method": "blockwright",
-            "version": 1,
+            "version": 2 if layout.dropped else 1,
             "sites": sites,
             **({"cache": caches} if caches else {}),
+            **({"parts": _dropped_parts(layout)} if layout.dropped else {}),
         }
     return config
+
+
+def _dropped_parts(layout: Layout) -> dict[str, Any]:
+    """Part -> its format, and what stands for its modules."""
+    found, kept = {}, list(layout.kept_blocks)
+    for part in layout.dropped:
+        modules = tuple(replace(m, path=layout.renamed(m.path)) for m in part.absent)
+        found[layout.renamed(part.site.id)] = {
+            **format_named(str(DROP)).spec(),
+            "role": part.role.value,
+            "block": kept.index(part.site.block or 0),
+            "modules": absent_to_json(modules),
+        }
+    return found
 
 
 def _tensors(
@@ -262,6 +295,9 @@ def _tensors(
     """Name and tensor of everything that the folder holds, in the order of the layout."""
     for name in layout.parameters():
         sites = layout.packed_sites.get(name, [])
+        if name in layout.sentinels:
+            yield layout.renamed(name), torch.empty(0, dtype=torch.uint8)
+            continue
         if not sites:
             yield layout.renamed(name), source.load([name])[name]
             continue

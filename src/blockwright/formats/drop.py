@@ -1,9 +1,10 @@
-"""drop: a block that is left out; the residual stream passes it by.
+"""drop: a block, its attention or its FFN left out; the residual stream passes it by.
 
 Idea:    Middle blocks of deep models change the residual stream little; leaving one out saves all
          its bytes and its time.  Scores of single blocks do not add up: combinations are measured.
 
-Stored:  nothing.  There is no packed module: the assembled model has one block less.
+Stored:  nothing.  There is no packed module: the assembled model has one block less, or stand-ins
+         for the modules of the part (``anatomy.absent``).
 Raises:  CandidateError for another name, FormatError for a newer version.
 """
 
@@ -20,10 +21,10 @@ from blockwright.types import Format, FormatLimits, SiteKind
 
 @dataclass(frozen=True)
 class DropFormat(Format):
-    """``drop``, at a block."""
+    """``drop``, at a block or a part."""
 
     version: ClassVar[int] = 1
-    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.BLOCK})
+    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.BLOCK, SiteKind.PART})
     default_method: ClassVar[str | None] = None
 
     @property
@@ -47,7 +48,7 @@ class DropFormat(Format):
         return FormatLimits(vllm=True, llama_cpp=True, resident_bits=0.0)
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        """A block of any shape can be left out."""
+        """Whatever has a shape can be left out."""
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         return 0

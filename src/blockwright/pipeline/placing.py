@@ -17,7 +17,8 @@ from blockwright.library.group import SCALE
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.healed import HealedTensors
 from blockwright.pipeline.opening import Run
-from blockwright.stream import WeightSource
+from blockwright.pipeline.parting import dropped_parts
+from blockwright.stream import WeightSource, WithZeros
 from blockwright.types import (
     Group,
     PackedFormat,
@@ -51,6 +52,11 @@ class Placement:
             elif choice.key:
                 self.keys[site] = choice.key
 
+        tensors = run.skeleton.parameters
+        dropped = dropped_parts(run, plan)
+        self.absent = {name: tensors[name] for part in dropped for name in part.parameters}
+        """Parameters that go with dropped parts, on ``meta``."""
+
     def spec(self, site: str) -> dict[str, Any]:
         """Format spec of a packed site."""
         return _record(self._run, self.keys[site], site).format_spec
@@ -64,10 +70,12 @@ class Placement:
         return loaded(self.spec(site.id), site, self.tensors(site))
 
     def source(self) -> WeightSource:
-        """The original's parameters, folded and healed."""
+        """The original's parameters, folded and healed, those of dropped parts at zero."""
         base: WeightSource = self._run.original.parameters
         if self.groups:
             base = FoldedSource(self._run, base, self.groups)
+        if self.absent:
+            base = WithZeros(base, self.absent)
         return self._healed.over(base)
 
 

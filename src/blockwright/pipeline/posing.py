@@ -1,7 +1,8 @@
 """Poses the plan's problem: every candidate at every site, with its bytes and its predicted loss.
 
 Linears: the second-order KL, half the sum over outputs of G (how much the loss feels an output)
-times the variant's squared error there.  Tables and dropped blocks: measured on calibration rows.
+times the variant's squared error there.  Tables, dropped blocks and parts: measured on calibration
+rows.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from blockwright.pipeline.caching import (
 )
 from blockwright.pipeline.curvature import output_moments
 from blockwright.pipeline.dropping import (
-    drop_options,
+    Droppable,
     droppable,
     left_to_parts,
-    loss_without,
-    neighbours,
-    pair_of,
+    measure_drops,
 )
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change, original_of_calibration
@@ -68,48 +67,39 @@ def pose_problem(run: Run, built: Built) -> Posed:
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
     options += [packed_option(site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
-    blocks, unavailable = droppable(run)
-    caches = caches_on_offer(run)
-    measured, pairs = _measured(run, tables, blocks, caches, {o.site for o in groups})
+    drops, caches = droppable(run), caches_on_offer(run)
+    measured, pairs = _measured(run, tables, drops, caches, {o.site for o in groups})
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
     problem = replace(problem, loss_unit=loss_unit(run), pairs=tuple(pairs))
-    unavailable |= unavailable_caches(run)
+    unavailable = drops.unavailable | unavailable_caches(run)
     return Posed(problem, {**built.unavailable, **unavailable})
 
 
 def _measured(
     run: Run,
     tables: Sequence[tuple[Site, VariantRecord]],
-    blocks: Sequence[Site],
+    drops: Droppable,
     caches: Sequence[CacheOffer],
     grouped: Collection[str],
 ) -> tuple[list[Option], list[Pair]]:
-    """Tables, dropped blocks and KV caches, each by what it costs alone; neighbours by what both
-    cost.
+    """Tables, dropped blocks and parts, and KV caches, each by what it costs alone; neighbours by
+    what both cost.
     """
-    adjacent, options, pairs = neighbours(blocks), list[Option](), list[Pair]()
-    if not tables and not blocks and not caches:
-        return options, pairs
+    options, formats = list[Option](), sum(len(offer.formats) for offer in caches)
+    changes = len(tables) + drops.changes + formats
+    if not changes:
+        return options, []
     held = {*grouped, *(offer.site for offer in caches)}
     inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
     original = original_of_calibration(run, inputs)
-    formats = sum(len(offer.formats) for offer in caches)
-    changes = len(tables) + len(blocks) + len(adjacent) + formats
     with run.progress.stage("measure tables, blocks and caches", changes) as stage:
         for site, record in tables:
             choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
             loss = measure_change(run, {site.id: choice}, original)
             options.append(packed_option(site, record, loss))
             stage.advance()
-        dropped: dict[str, float] = {}
-        for site in blocks:
-            dropped[site.id] = loss_without(run, [site], original)
-            options += drop_options(run, site, dropped[site.id], held)
-            stage.advance()
-        for both in adjacent:
-            together = loss_without(run, both, original)
-            pairs.append(pair_of(both, together - sum(dropped[site.id] for site in both)))
-            stage.advance()
+        dropped, pairs = measure_drops(run, drops, original, held, stage.advance)
+        options += dropped
         for offer in caches:
             options += cache_options(run, offer, original)
             stage.advance(len(offer.formats))

@@ -8,6 +8,7 @@ import shutil
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.caching import caches_on_offer
+from blockwright.pipeline.dropping import MEASURED_DROPS
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.lossless_price import price_lossless
 from blockwright.pipeline.opening import Run, open_run
@@ -126,9 +127,11 @@ def _healing_seconds(run: Run, costs: UnitCosts) -> float:
 
 
 def _changes_seconds(run: Run, costs: UnitCosts) -> float:
-    """Tables, dropped blocks and KV caches, each measured by itself on some calibration text."""
+    """Tables, dropped blocks and parts, and KV caches, each measured by itself on some calibration
+    text.
+    """
     changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
-    changes += run.skeleton.num_blocks * (DROP in run.candidates)
+    changes += MEASURED_DROPS * run.skeleton.num_blocks * (DROP in run.candidates)
     changes += sum(len(offer.formats) for offer in caches_on_offer(run))
     if not changes:
         return 0.0

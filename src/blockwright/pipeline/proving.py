@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import build_skeleton
+from blockwright.anatomy import Skeleton, build_skeleton
 from blockwright.assemble import Layout, Specs, StoredTensors, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
@@ -25,9 +25,10 @@ from blockwright.pipeline.measuring import (
     planned_caches,
 )
 from blockwright.pipeline.opening import Opened, Run
+from blockwright.pipeline.parting import dropped_parts
 from blockwright.pipeline.placing import Placement
-from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
-from blockwright.types import KEEP, Plan, Quality, Speed
+from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource, WithZeros
+from blockwright.types import KEEP, Part, Plan, Quality, Speed, absent_from_json
 
 Caches = Mapping[int, Mapping[str, Any]]
 """Block -> spec of its KV cache's format."""
@@ -63,19 +64,25 @@ def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     placement = Placement(run, plan)
     specs = {site: placement.spec(site) for site in placement.keys}
     caches = {block: format.spec() for block, format in planned_caches(plan).items()}
-    layout = layout_of(run, specs, kept_blocks(run, plan), caches)
+    layout = layout_of(run, specs, kept_blocks(run, plan), caches, dropped_parts(run, plan))
     size = fill_folder(run, layout, placement.source(), placement.tensors, plan, folder)
     check_size(run, size)
     return size
 
 
 def layout_of(
-    run: Opened, specs: Specs, kept: Sequence[int], caches: Caches | None = None
+    run: Opened,
+    specs: Specs,
+    kept: Sequence[int],
+    caches: Caches | None = None,
+    dropped: Sequence[Part] = (),
 ) -> Layout:
-    """What a folder holds that packs the sites of ``specs`` and keeps some blocks."""
+    """What a folder holds that packs the sites of ``specs``, keeps some blocks and leaves parts
+    out.
+    """
     checkpoint, names = run.original.checkpoint, run.original.parameters.unused
     unused = {name: (checkpoint.dtype(name), checkpoint.shape(name)) for name in names}
-    return Layout(run.skeleton, specs, kept, unused, caches or {})
+    return Layout(run.skeleton, specs, kept, unused, caches or {}, dropped)
 
 
 def fill_folder(
@@ -153,10 +160,18 @@ def open_fitted(
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.parameters.items()}
         weights = FittedFolder(weights, checkpoint, skeleton.sites, shapes, config["sites"])
+        weights = WithZeros(weights, absent_parameters(skeleton, config.get("parts", {})))
     if kv not in (None, str(KEEP)) and skeleton.task != "causal-lm":
         raise ModelError(f"{folder} has no language head: it keeps no KV cache; leave --kv out")
     formats = chosen_formats(skeleton.config, kv)
     return Stream(skeleton, weights, dtype=torch.float32, device=device, around=decoded(formats))
+
+
+def absent_parameters(skeleton: Skeleton, parts: Specs) -> dict[str, Tensor]:
+    """What a folder leaves out with its dropped parts, on ``meta``."""
+    paths = [m.path for spec in parts.values() for m in absent_from_json(spec["modules"])]
+    inside = tuple(f"{path}." for path in paths)
+    return {n: tensor for n, tensor in skeleton.parameters.items() if n.startswith(inside)}
 
 
 def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:

@@ -102,12 +102,8 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
         return replace(option, resident_bytes=0)
     candidate = Candidate.parse(option.candidate)
     format = resolve(candidate)[0]
-    if format.name == "drop":
-        block = sites[option.site].block
-        return replace(
-            option,
-            resident_bytes=-run.skeleton.bytes_beside_sites(block) if block is not None else 0,
-        )
+    if format.name == str(DROP):
+        return replace(option, resident_bytes=option.other_bytes)
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):

@@ -30,6 +30,14 @@ from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod, Method, ScalingMethod
+from blockwright.types.part import (
+    AbsentModule,
+    Part,
+    PartRole,
+    absent_from_json,
+    absent_to_json,
+    part_site,
+)
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Pair, Plan, Problem, Timing
 from blockwright.types.profile import PROFILE_VERSION, Profile
 from blockwright.types.recipe import Recipe
@@ -55,6 +63,7 @@ __all__ = [
     "KEEP",
     "PLAN_VERSION",
     "PROFILE_VERSION",
+    "AbsentModule",
     "Budget",
     "CacheFormat",
     "CacheGrowth",
@@ -89,6 +98,8 @@ __all__ = [
     "PackedFormat",
     "PackedLinear",
     "Pair",
+    "Part",
+    "PartRole",
     "PermutedFormat",
     "PermutedSolution",
     "Phase",
@@ -115,10 +126,13 @@ __all__ = [
     "VariantRecord",
     "Workload",
     "ZeroPointFormat",
+    "absent_from_json",
+    "absent_to_json",
     "cache_block",
     "cache_site",
     "group_site",
     "packed_name",
     "parameter_name",
     "parse_size",
+    "part_site",
 ]

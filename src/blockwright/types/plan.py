@@ -35,6 +35,8 @@ class Option:
     """
     tie: str = ""
     """Sites with one tie take the same candidate."""
+    cache: str = ""
+    """Block whose KV cache goes away with a dropped part."""
     other_bytes: int = 0
     """Change of the file size beside ``stored_bytes``, not in bits per weight: names in the header;
     negative for what goes away as well (a dropped block's norms)."""
