@@ -127,7 +127,9 @@ def test_saved_again_it_is_the_same_model(
     loaded, tokens = load(out), torch.tensor([[9, 40, 41, 42]])
     loaded.save_pretrained(tmp_path / "saved")
     assert torch.equal(load(tmp_path / "saved")(tokens).logits, loaded(tokens).logits)
-    sizes = [sum(f.stat().st_size for f in p.glob("*.safetensors")) for p in (out, tmp_path / "saved")]
+    sizes = [
+        sum(f.stat().st_size for f in p.glob("*.safetensors")) for p in (out, tmp_path / "saved")
+    ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 

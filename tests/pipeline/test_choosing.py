@@ -69,7 +69,7 @@ def test_dropping_is_measured_with_everything_else_kept(
     run = open_run(request(model, tmp_path, candidates=STRUCTURE), SilentProgress())
     problem = pose_problem(run, build_library(run)).problem
     drops = {o.site: o for o in problem.options if o.candidate == "drop"}
-    assert len(drops) == 3
+    assert len(drops) == 3 + 2 * 3  # blocks, and two parts of each
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     ids = run.calibration_inputs.first(4096).values
     with torch.no_grad():

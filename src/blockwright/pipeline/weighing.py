@@ -103,7 +103,9 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
     candidate = Candidate.parse(option.candidate)
     format = resolve(candidate)[0]
     if format.name == str(DROP):
-        return replace(option, resident_bytes=option.other_bytes)
+        block = sites[option.site].block if option.site in sites else None
+        beside = option.other_bytes if block is None else -run.skeleton.bytes_beside_sites(block)
+        return replace(option, resident_bytes=beside)
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):
