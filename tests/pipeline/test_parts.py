@@ -31,6 +31,7 @@ from tests.models import DECODER, KINDS, tiny_model
 from tests.pipeline.test_fit import load
 
 CANDIDATES = ("drop", "int8:rtn")
+RUNS = ((0, 1), (1, 2), (2, 3), (0, 2), (1, 3))
 ATTENTION, FFN = "model.layers.1.self_attn", "model.layers.1.mlp"
 
 
@@ -179,3 +180,15 @@ def test_dropped_attention_takes_its_cache_along(model_folder: ModelFolder, tmp_
     option = next(o for o in problem.options if (o.site, o.candidate) == (ATTENTION, "drop"))
     tokens, heads, width, item = 128, 2, 16, 4
     assert ram_of(option, memory, tokens) == -tokens * (2 * heads * width * item - 2 * item)
+
+
+def test_a_run_of_blocks_is_dropped_alone(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """``drop-run`` offers blocks, not parts, and a plan drops neighbours."""
+    model = with_tokenizer(model_folder("llama"), tmp_path)
+    _, found = posed(model, tmp_path, candidates=("drop-run", "int8:rtn"))
+    assert list(drops(found)) == [f"model.layers.{block}" for block in range(3)]
+    assert found.problem.one_run
+    for bits in (3.0, 5.0):
+        choices = solve(found.problem, Budget(bits=bits)).choices
+        gone = [site for site in drops(found) if choices[site].candidate == "drop"]
+        assert gone in (list(drops(found))[start:stop] for start, stop in RUNS)

@@ -45,7 +45,7 @@ def droppable(run: Run) -> Droppable:
         named = [site for site in run.skeleton.sites if site.id in run.edited.choices]
         blocks = tuple(site for site in named if site.kind is SiteKind.BLOCK)
         return Droppable(blocks, parts_of(run))
-    if DROP not in run.candidates:
+    if not run.drops_blocks:
         return Droppable()
     trust = run.request.trust_remote_code
     possible, unavailable = [], {}

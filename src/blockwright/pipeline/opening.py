@@ -24,6 +24,8 @@ from blockwright.progress import Progress, SilentProgress
 from blockwright.registry import is_scaled, resolve
 from blockwright.stream import BATCH_TOKENS, Around, Inputs, Stream, WeightSource
 from blockwright.types import (
+    DROP,
+    DROP_RUN,
     KEEP,
     CacheFormat,
     Candidate,
@@ -135,6 +137,16 @@ class Run(Opened):
         return digest_of(
             [self.original.fingerprint, self.texts.calibration.digest, self.surroundings]
         )
+
+    @property
+    def drops_parts(self) -> bool:
+        """Whether attention and FFNs are on offer to be dropped."""
+        return DROP in self.candidates
+
+    @property
+    def drops_blocks(self) -> bool:
+        """Whether blocks are."""
+        return self.drops_parts or DROP_RUN in self.candidates
 
     def candidates_for(self, site: Site) -> list[Candidate]:
         """Candidates that can stand at this kind of site (built ones, not keep or drop): by their

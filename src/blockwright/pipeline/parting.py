@@ -67,7 +67,7 @@ def without_parts(run: Run) -> dict[str, str]:
 
 def _concern(run: Run) -> bool:
     if run.edited is None:
-        return DROP in run.candidates
+        return run.drops_parts
     known = by_id(run.skeleton)
     return any(site not in known for site in run.edited.choices)
 

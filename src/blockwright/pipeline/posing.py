@@ -33,6 +33,7 @@ from blockwright.pipeline.measuring import measure_change, original_of_calibrati
 from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.types import (
+    DROP_RUN,
     Choice,
     Group,
     Option,
@@ -70,7 +71,14 @@ def pose_problem(run: Run, built: Built) -> Posed:
     drops, caches = droppable(run), caches_on_offer(run)
     measured, pairs = _measured(run, tables, drops, caches, {o.site for o in groups})
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
-    problem = replace(problem, loss_unit=loss_unit(run), pairs=tuple(pairs))
+    blocks = tuple(site.id for site in run.skeleton.sites if site.kind is SiteKind.BLOCK)
+    problem = replace(
+        problem,
+        loss_unit=loss_unit(run),
+        pairs=tuple(pairs),
+        blocks=blocks,
+        one_run=DROP_RUN in run.candidates,
+    )
     unavailable = drops.unavailable | unavailable_caches(run)
     return Posed(problem, {**built.unavailable, **unavailable})
 

@@ -28,7 +28,7 @@ from blockwright.progress import Progress, SilentProgress
 from blockwright.refine import LEAST_BATCHES, healing_inputs
 from blockwright.stream import BATCH_TOKENS
 from blockwright.stream.executor import CHUNK_LOGIT_BYTES
-from blockwright.types import DROP, FitRequest, Price, SiteKind
+from blockwright.types import FitRequest, Price, SiteKind
 
 RIVALS = 2
 """The solved plan and the uniform one."""
@@ -131,7 +131,7 @@ def _changes_seconds(run: Run, costs: UnitCosts) -> float:
     text.
     """
     changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
-    changes += MEASURED_DROPS * run.skeleton.num_blocks * (DROP in run.candidates)
+    changes += MEASURED_DROPS * run.skeleton.num_blocks * run.drops_blocks
     changes += sum(len(offer.formats) for offer in caches_on_offer(run))
     if not changes:
         return 0.0

@@ -47,14 +47,14 @@ def check_limits(run: Run, *, timed: bool = True) -> None:
     meets, ``ProfileError`` for a profile or a workload that cannot be used, ``ModelError`` for a
     model whose memory cannot be counted.
 
-    With ``drop`` on offer nothing is known of the limits beforehand; a limit on speed is tried
-    against the machine's profile where ``timed``.
+    With blocks on offer to be dropped nothing is known of the limits beforehand; a limit on speed
+    is tried against the machine's profile where ``timed``.
     """
     check_workloads(run)
     budget = run.request.budget
     if budget is not None and not timed:
         budget = budget.without_speedup()
-    if budget is None or DROP in run.candidates:
+    if budget is None or run.drops_blocks:
         return
     problem = declared_problem(run)
     if budget.ram_bytes is not None or budget.speedup is not None:

@@ -2,7 +2,7 @@
 
 from blockwright.types.budget import Budget, parse_size
 from blockwright.types.cache import CacheFormat, KeyGroups, cache_block, cache_site
-from blockwright.types.candidate import DROP, KEEP, Candidate
+from blockwright.types.candidate import DROP, DROP_RUN, KEEP, Candidate
 from blockwright.types.composite import (
     CompositeFormat,
     FactoredFormat,
@@ -60,6 +60,7 @@ from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 __all__ = [
     "DEFAULT_CONTEXT",
     "DROP",
+    "DROP_RUN",
     "KEEP",
     "PLAN_VERSION",
     "PROFILE_VERSION",

@@ -96,6 +96,10 @@ class Problem:
     original_bytes: int
     loss_unit: str = "squared output error"
     pairs: tuple[Pair, ...] = ()
+    blocks: tuple[str, ...] = ()
+    """All blocks, in order, of which one stays at least."""
+    one_run: bool = False
+    """Whether those that are dropped are one run of neighbours."""
     memory: Memory | None = None
     """What the loaded model holds beside its sites; None: not known, see ``memory_unknown``."""
     memory_unknown: str = ""
