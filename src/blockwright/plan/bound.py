@@ -98,7 +98,7 @@ def drops_possible(program: Program, taken: Array) -> bool:
     """Whether a block stays, and those that go are neighbours where they have to be."""
     dropped_B = np.isin(program.drops, taken)
     runs = np.count_nonzero(np.diff(dropped_B, prepend=False) & dropped_B)
-    return not (len(dropped_B) and dropped_B.all()) and (runs < 2 or not program.one_run)
+    return bool(not dropped_B.all() or not len(dropped_B)) and bool(runs < 2 or not program.one_run)
 
 
 def room_left(program: Program, taken: Array) -> Array:
