@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import blockwright.formats
 import blockwright.methods
 from blockwright.errors import AttentionError, CandidateError
-from blockwright.types import Candidate, Format, LinearMethod, Method, ScalingMethod
+from blockwright.types import Candidate, Format, LinearMethod, Method, ScalingMethod, WidthMethod
 
 if TYPE_CHECKING:
     from blockwright.attention.policy import Policy
 
-FAMILIES = ("quantize", "sparsify", "lowrank", "depth")
+FAMILIES = ("quantize", "sparsify", "lowrank", "width", "depth")
 Options = tuple[tuple[str, str], ...]
 
 
@@ -86,6 +86,8 @@ def method_named(name: str, options: Options = ()) -> LinearMethod:
     method = _named(name, options)
     if isinstance(method, ScalingMethod):
         raise CandidateError(f"method {name} scales the inputs of groups: it fills no weight alone")
+    if isinstance(method, WidthMethod):
+        raise CandidateError(f"method {name} narrows parts: it fills no weight")
     return method
 
 
@@ -94,6 +96,14 @@ def scaling_named(name: str, options: Options = ()) -> ScalingMethod:
     method = _named(name, options)
     if not isinstance(method, ScalingMethod):
         raise CandidateError(f"method {name} scales no groups; it fills weights")
+    return method
+
+
+def width_named(name: str, options: Options = ()) -> WidthMethod:
+    """A method that narrows parts, its hyperparameters read from text."""
+    method = _named(name, options)
+    if not isinstance(method, WidthMethod):
+        raise CandidateError(f"method {name} narrows no parts; it fills weights")
     return method
 
 
@@ -187,7 +197,7 @@ def _fillers(format: Format) -> list[str]:
     return [
         name
         for name, cls in classes.items()
-        if issubclass(cls, LinearMethod) and isinstance(format, cls.fills)
+        if issubclass(cls, LinearMethod | WidthMethod) and isinstance(format, cls.fills)
     ]
 
 

@@ -13,7 +13,6 @@ gives without those of A.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from blockwright.anatomy.absent import install_absent
-from blockwright.types import AbsentModule, PartRole, Site
+from blockwright.anatomy.changed import With, copied
+from blockwright.anatomy.channels import find_channels
+from blockwright.types import AbsentModule, Channels, PartRole, Site
 
 TOLERANCE = 1e-5
 """Largest difference, relative to what the block adds, of outputs that count as the same."""
@@ -47,6 +47,10 @@ class FoundPart:
     """Why nothing can stand for it; empty when something does."""
     writes_all: bool = True
     """Whether the block without all its parts hands on what it got."""
+    channels: Channels | None = None
+    """Of an FFN whose width can be less."""
+    not_narrower: str = ""
+    """Why it cannot; empty for attention."""
 
 
 @torch.no_grad()
@@ -63,7 +67,7 @@ def find_parts(
     nothing = trial.without(path for part in parts for path in part)
     writes_all = trial.same(nothing, hidden_BTH)
     found = (_found(trial, part, [p for p in parts if p is not part]) for part in parts)
-    return tuple(replace(part, writes_all=writes_all) for part in found)
+    return tuple(_with_channels(trial, replace(part, writes_all=writes_all)) for part in found)
 
 
 Modules = tuple[str, ...]
@@ -149,22 +153,11 @@ class _Trial:
             parameter = self.block.get_parameter(name)
             zeros[name] = parameter.new_zeros(()).expand(parameter.shape)
         given = self.hidden_BTH if hidden_BTH is None else hidden_BTH
-        return self.run(_With(self.block, zeros), given)
+        return self.run(With(self.block, zeros), given)
 
     def same(self, one: Tensor, other: Tensor) -> bool:
         added = (self.outputs_BTH - self.hidden_BTH).norm()
         return bool((one - other).norm() <= TOLERANCE * added)
-
-
-class _With(nn.Module):
-    """A block called with other parameters."""
-
-    def __init__(self, block: nn.Module, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._block, self._tensors = block, tensors
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self._block, self._tensors, args, kwargs)
 
 
 def _joined(trial: _Trial, tops: Modules) -> list[Modules]:
@@ -201,6 +194,29 @@ def _found(trial: _Trial, part: Modules, others: Sequence[Modules]) -> FoundPart
     )
 
 
+def _with_channels(trial: _Trial, part: FoundPart) -> FoundPart:
+    """An FFN with its channels, or with the reason why it has none."""
+    if part.role is not PartRole.FFN:
+        return part
+    own = {
+        site.id.removeprefix(trial.prefix): site
+        for found in trial.linears.values()
+        for site in found
+    }
+    members = sorted(
+        (own[name] for name in part.members),
+        key=lambda site: trial.order.get(site.module.removeprefix(trial.prefix), -1),
+    )
+    channels, reason = find_channels(
+        trial.block,
+        trial.prefix,
+        members,
+        lambda block: trial.run(block, trial.hidden_BTH),
+        trial.same,
+    )
+    return replace(part, channels=channels, not_narrower=reason)
+
+
 def _mixes(trial: _Trial, others: Sequence[Modules]) -> bool:
     """Whether a token's outputs depend on another's hidden states, all other parts at zero."""
     silent = [path for part in others for path in part]
@@ -212,9 +228,7 @@ def _mixes(trial: _Trial, others: Sequence[Modules]) -> bool:
 
 def _stands(trial: _Trial, absent: tuple[AbsentModule, ...], wanted_BTH: Tensor) -> bool:
     """Whether the block without these modules gives what it should."""
-    shared: dict[int, Any] = {id(t): t for t in trial.block.parameters()}
-    shared |= {id(m.config): m.config for m in trial.block.modules() if hasattr(m, "config")}
-    block = copy.deepcopy(trial.block, shared)
+    block = copied(trial.block)
     install_absent(block, absent)
     try:
         given = trial.run(block, trial.hidden_BTH)

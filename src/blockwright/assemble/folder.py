@@ -17,7 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import Skeleton, pruned_config, sentinel_of
+from blockwright.anatomy import (
+    Skeleton,
+    Slice,
+    narrow_shapes,
+    pruned_config,
+    sentinel_of,
+    slices_of,
+)
 from blockwright.checkpoint import (
     Checkpoint,
     ShardWriter,
@@ -28,7 +35,7 @@ from blockwright.checkpoint import (
 from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
 from blockwright.registry import format_named
-from blockwright.types import DROP, PackedFormat, Part, Site, absent_to_json
+from blockwright.types import DROP, NarrowedPart, PackedFormat, Part, Site, absent_to_json
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Site id -> format spec, for every packed site."""
@@ -61,6 +68,8 @@ class Layout:
     """Block -> spec of its KV cache."""
     dropped: Sequence[Part] = ()
     """Parts that are left out of blocks that stay."""
+    narrowed: Sequence[NarrowedPart] = ()
+    """FFNs with fewer channels."""
 
     @cached_property
     def packed_sites(self) -> dict[str, list[Site]]:
@@ -82,6 +91,16 @@ class Layout:
         model = self.skeleton.model
         paths = [module.path for part in self.dropped for module in part.absent]
         return frozenset(f"{path}.{sentinel_of(model.get_submodule(path))}" for path in paths)
+
+    @cached_property
+    def slices(self) -> dict[str, Slice]:
+        """Parameters of which a part stays."""
+        return {
+            name: slice
+            for item in self.narrowed
+            if item.part.channels is not None
+            for name, slice in slices_of(item.part.members, item.part.channels, item.kept).items()
+        }
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Name -> dtype and shape of everything in the files, in the order of writing."""
@@ -125,8 +144,9 @@ class Layout:
         sites = self.packed_sites.get(name, [])
         if not any(site.stored_prefix + "weight" == name for site in sites):
             tensor = self.skeleton.parameters[name]
+            shape = self.slices[name].shape(tensor.shape) if name in self.slices else tensor.shape
             # A replaced parameter leaves an empty tensor of its name: plain loading raises.
-            yield (name, torch.uint8, (0,)) if sites else (name, tensor.dtype, tuple(tensor.shape))
+            yield (name, torch.uint8, (0,)) if sites else (name, tensor.dtype, tuple(shape))
         for site in sites:
             for part, tensor in empty_tensors(self.specs[site.id], site).items():
                 yield site.stored_prefix + part, tensor.dtype, tuple(tensor.shape)
@@ -261,18 +281,35 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
     if len(layout.kept_blocks) < layout.skeleton.num_blocks:
         config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
     config.pop("quantization_config", None)
-    if layout.specs or layout.caches or layout.dropped:
+    parts = {**_dropped_parts(layout), **_narrowed_parts(layout)}
+    if layout.specs or layout.caches or parts:
         sites = {layout.renamed(site): dict(spec) for site, spec in layout.specs.items()}
         kept = list(layout.kept_blocks)
         caches = {str(kept.index(b)): dict(spec) for b, spec in layout.caches.items() if b in kept}
         config["quantization_config"] = {
             "quant_method": "blockwright",
-            "version": 2 if layout.dropped else 1,
+            "version": 2 if parts else 1,
             "sites": sites,
             **({"cache": caches} if caches else {}),
-            **({"parts": _dropped_parts(layout)} if layout.dropped else {}),
+            **({"parts": parts} if parts else {}),
         }
     return config
+
+
+def _narrowed_parts(layout: Layout) -> dict[str, Any]:
+    """Part -> its format, and the shapes of its linears."""
+    found, kept = {}, list(layout.kept_blocks)
+    for item in layout.narrowed:
+        part = item.part
+        if part.channels is not None:
+            shapes = narrow_shapes(part.members, part.channels, len(item.kept))
+            found[layout.renamed(part.site.id)] = {
+                **item.spec,
+                "role": part.role.value,
+                "block": kept.index(part.site.block or 0),
+                "shapes": {layout.renamed(site): list(shape) for site, shape in shapes.items()},
+            }
+    return found
 
 
 def _dropped_parts(layout: Layout) -> dict[str, Any]:
@@ -299,7 +336,9 @@ def _tensors(
             yield layout.renamed(name), torch.empty(0, dtype=torch.uint8)
             continue
         if not sites:
-            yield layout.renamed(name), source.load([name])[name]
+            tensor = source.load([name])[name]
+            slice = layout.slices.get(name)
+            yield layout.renamed(name), tensor if slice is None else slice.of(tensor)
             continue
         if not any(site.stored_prefix + "weight" == name for site in sites):
             yield layout.renamed(name), torch.empty(0, dtype=torch.uint8)

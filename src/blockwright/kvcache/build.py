@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from blockwright.errors import ModelError
 from blockwright.kvcache.layer import QuantizedLayer, SlidingQuantizedLayer
-from blockwright.types import KEEP, CacheFormat, PartRole
+from blockwright.types import DROP, KEEP, CacheFormat, PartRole
 
 Formats = Mapping[int, CacheFormat]
 """Layer -> its format; layers that are not named keep the model's own."""
@@ -35,7 +35,9 @@ def layers_without_attention(config: Any) -> frozenset[int]:
     """Layers of a fitted folder whose attention was dropped: they only count tokens."""
     parts = _recorded(config).get("parts", {})
     return frozenset(
-        int(spec["block"]) for spec in parts.values() if spec["role"] == PartRole.ATTENTION
+        int(spec["block"])
+        for spec in parts.values()
+        if spec["format"] == str(DROP) and spec["role"] == PartRole.ATTENTION
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from blockwright.anatomy import find_sites, install_absent
+from blockwright.anatomy import find_sites, install_absent, install_narrow
 from blockwright.errors import FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._linear import FormatLinear
@@ -50,17 +50,19 @@ def install_sites(model: Any, specs: Specs) -> list[str]:
 
 
 def install_parts(model: Any, parts: Specs) -> None:
-    """Put stand-ins where parts were dropped; ``parts``: part id -> what the folder says of it.
+    """Put stand-ins where parts were dropped, and smaller linears where FFNs are narrower;
+    ``parts``: part id -> what the folder says of it.
 
-    Raises ``FormatError`` for a part that is not in this model or is something else than dropped.
+    Raises ``FormatError`` for a part that is not in this model.
     """
     for part, spec in parts.items():
         format_from_spec(spec)
         try:
-            install_absent(model, absent_from_json(spec["modules"]))
+            install_absent(model, absent_from_json(spec.get("modules", {})))
+            install_narrow(model, spec.get("shapes", {}))
         except AttributeError:
             raise FormatError(
-                f"this folder leaves out {part}, which its model does not have"
+                f"this folder changes {part}, which its model does not have"
             ) from None
 
 

@@ -10,9 +10,24 @@ from blockwright.errors import ModelError
 from blockwright.evaluate import FinalHidden
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change
+from blockwright.pipeline.narrowing import freed_biases, narrow_bytes
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.parting import parts_of, without_parts
-from blockwright.types import DROP, Choice, Option, Pair, Part, PartRole, Site, SiteKind, cache_site
+from blockwright.registry import resolve
+from blockwright.types import (
+    DROP,
+    Candidate,
+    Choice,
+    Option,
+    Pair,
+    Part,
+    PartRole,
+    Site,
+    SiteKind,
+    VariantRecord,
+    WidthFormat,
+    cache_site,
+)
 
 MEASURED_DROPS = 6
 """Models that are measured for a block: without it, without either part, and without what it and
@@ -44,7 +59,8 @@ def droppable(run: Run) -> Droppable:
     if run.edited is not None:
         named = [site for site in run.skeleton.sites if site.id in run.edited.choices]
         blocks = tuple(site for site in named if site.kind is SiteKind.BLOCK)
-        return Droppable(blocks, parts_of(run))
+        dropped = (p for p in parts_of(run) if run.edited.choices[p.site.id].candidate == str(DROP))
+        return Droppable(blocks, tuple(dropped))
     if not run.drops_blocks:
         return Droppable()
     trust = run.request.trust_remote_code
@@ -56,7 +72,8 @@ def droppable(run: Run) -> Droppable:
             possible.append(site)
         except ModelError as error:
             unavailable[f"{site.id} drop"] = str(error)
-    parts = tuple(part for part in parts_of(run) if not part.refused)
+    found = parts_of(run) if run.drops_parts else ()
+    parts = tuple(part for part in found if not part.refused)
     return Droppable(tuple(possible), parts, unavailable | without_parts(run))
 
 
@@ -69,17 +86,16 @@ def measure_drops(
 ) -> tuple[list[Option], list[Pair]]:
     """Options of all that may be dropped, and what neighbours cost together beside what each costs.
 
-    ``held``: groups and KV caches on offer.
+    ``held``: parts, groups and KV caches on offer.
     """
     options, alone = list[Option](), dict[str, float]()
-    parts = {part.site.id for part in droppable.parts}
     for site in droppable.blocks:
         alone[site.id] = loss_without(run, [site.id], original)
-        options += drop_options(run, site, alone[site.id], {*held, *parts})
+        options += drop_options(run, site, alone[site.id], held)
         advance()
     for part in droppable.parts:
         alone[part.site.id] = loss_without(run, [part.site.id], original)
-        options += part_options(run, part, alone[part.site.id], held)
+        options.append(part_option(run, part, alone[part.site.id], held))
         advance()
     pairs = []
     together = [(first.id, second.id) for first, second in neighbours(droppable.blocks)]
@@ -168,26 +184,66 @@ def drop_options(run: Run, site: Site, loss: float, held: Collection[str]) -> li
     return [left_to_parts(site), drop]
 
 
-def part_options(run: Run, part: Part, loss: float, held: Collection[str]) -> list[Option]:
-    """Keep or drop a part; dropped attention takes the block's KV cache along."""
-    inner = [member.id for member in part.members]
-    groups = [g.site.id for g in groups_of(run) if g.members and g.members[0].id in inner]
-    others = sorted(name for name in groups if name in held)
-    block = f"{run.skeleton.block_path}.{part.site.block}"
-    cache = block if part.role is PartRole.ATTENTION else ""
-    if cache and cache_site(block) in held:
-        others.append(cache_site(block))
-    drop = Option(
+def part_option(run: Run, part: Part, loss: float, held: Collection[str]) -> Option:
+    """Drop a part; attention takes the block's KV cache along."""
+    return Option(
         site=part.site.id,
         candidate=str(DROP),
         weights=0,
         stored_bytes=0,
         loss=loss,
-        contains=(*inner, *others),
+        contains=inside(run, part, held),
         other_bytes=-bytes_beside(run, part),
-        cache=cache,
+        cache=_block_of(run, part) if part.role is PartRole.ATTENTION else "",
     )
-    return [left_to_parts(part.site), drop]
+
+
+def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[str]) -> Option:
+    """An FFN with fewer channels, its loss not measured yet."""
+    format = resolve(Candidate.parse(record.candidate))[0]
+    if part.channels is None or not isinstance(format, WidthFormat):
+        raise TypeError(f"{record.candidate} at {part.site.id} is no narrower FFN")
+    return Option(
+        site=part.site.id,
+        candidate=record.candidate,
+        weights=part.site.weights,
+        stored_bytes=record.stored_bytes,
+        loss=0.0,
+        key=record.key,
+        contains=inside(run, part, held),
+        other_bytes=-freed_biases(run, part, format.kept(part.channels.width)),
+    )
+
+
+def declared_narrower(run: Run, part: Part, held: Collection[str]) -> list[Option]:
+    """The widths of an FFN with the bytes that they take, losses unknown."""
+    if part.channels is None or part.not_narrower:
+        return []
+    found = [left_to_parts(part.site)]
+    for candidate in run.candidates_for(part.site):
+        format = resolve(candidate)[0]
+        if isinstance(format, WidthFormat):
+            stored = narrow_bytes(run, part, format.kept(part.channels.width))
+            record = VariantRecord(
+                key="", site=part.site.id, candidate=str(candidate), stored_bytes=stored
+            )
+            found.append(narrow_option(run, part, record, held))
+    return found
+
+
+def inside(run: Run, part: Part, held: Collection[str]) -> tuple[str, ...]:
+    """What is gone or decided with a part: its linears, and groups and its cache where on offer."""
+    members = [member.id for member in part.members]
+    groups = [g.site.id for g in groups_of(run) if g.members and g.members[0].id in members]
+    others = sorted(name for name in groups if name in held)
+    cache = cache_site(_block_of(run, part))
+    if part.role is PartRole.ATTENTION and cache in held:
+        others.append(cache)
+    return (*members, *others)
+
+
+def _block_of(run: Run, part: Part) -> str:
+    return f"{run.skeleton.block_path}.{part.site.block}"
 
 
 def bytes_beside(run: Run, part: Part) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from blockwright.anatomy import FoundPart, find_parts
@@ -12,6 +12,7 @@ from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.seeing import first_of_each, one_batch, pattern_of
 from blockwright.types import (
     DROP,
+    Channels,
     Part,
     PartRole,
     Plan,
@@ -67,7 +68,7 @@ def without_parts(run: Run) -> dict[str, str]:
 
 def _concern(run: Run) -> bool:
     if run.edited is None:
-        return run.drops_parts
+        return run.offers_parts
     known = by_id(run.skeleton)
     return any(site not in known for site in run.edited.choices)
 
@@ -99,7 +100,8 @@ def _search(run: Run) -> list[Any]:
 
 
 def _written(part: FoundPart) -> dict[str, Any]:
-    return {**vars(part), "absent": absent_to_json(part.absent)}
+    channels = None if part.channels is None else asdict(part.channels)
+    return {**vars(part), "absent": absent_to_json(part.absent), "channels": channels}
 
 
 def _read(item: Mapping[str, Any]) -> FoundPart:
@@ -109,7 +111,16 @@ def _read(item: Mapping[str, Any]) -> FoundPart:
         absent=absent_from_json(item["absent"]),
         refused=str(item["refused"]),
         writes_all=bool(item["writes_all"]),
+        channels=_read_channels(item["channels"]),
+        not_narrower=str(item["not_narrower"]),
     )
+
+
+def _read_channels(item: Mapping[str, Any] | None) -> Channels | None:
+    if item is None:
+        return None
+    readers = {name: (int(order[0]), bool(order[1])) for name, order in item["readers"].items()}
+    return Channels(writer=item["writer"], width=int(item["width"]), readers=readers)
 
 
 def _part(run: Run, index: int, found: FoundPart) -> Part:
@@ -127,7 +138,17 @@ def _part(run: Run, index: int, found: FoundPart) -> Part:
         absent=absent,
         writes_all=found.writes_all,
         refused=found.refused or _shared_group(run, members),
+        channels=_in_model(found.channels, path),
+        not_narrower=found.not_narrower or _shared_group(run, members),
     )
+
+
+def _in_model(channels: Channels | None, path: str) -> Channels | None:
+    """Channels under the names of the model."""
+    if channels is None:
+        return None
+    readers = {f"{path}.{name}": order for name, order in channels.readers.items()}
+    return replace(channels, writer=f"{path}.{channels.writer}", readers=readers)
 
 
 def _inside(run: Run, index: int, modules: list[str]) -> tuple[str, ...]:

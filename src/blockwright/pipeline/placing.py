@@ -16,6 +16,7 @@ from blockwright.formats import format_from_spec
 from blockwright.library.group import SCALE
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.healed import HealedTensors
+from blockwright.pipeline.narrowing import NarrowedSource, narrowings
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.parting import dropped_parts
 from blockwright.stream import WeightSource, WithZeros
@@ -53,6 +54,10 @@ class Placement:
                 self.keys[site] = choice.key
 
         tensors = run.skeleton.parameters
+        self.narrowed = narrowings(run, plan)
+        """Narrower FFNs."""
+        whole = {narrowing.narrowed.part.site.id for narrowing in self.narrowed}
+        self.keys = {site: key for site, key in self.keys.items() if site not in whole}
         dropped = dropped_parts(run, plan)
         self.absent = {name: tensors[name] for part in dropped for name in part.parameters}
         """Parameters that go with dropped parts, on ``meta``."""
@@ -70,10 +75,12 @@ class Placement:
         return loaded(self.spec(site.id), site, self.tensors(site))
 
     def source(self) -> WeightSource:
-        """The original's parameters, folded and healed, those of dropped parts at zero."""
+        """The original's parameters, folded, narrowed and healed; dropped parts are zero."""
         base: WeightSource = self._run.original.parameters
         if self.groups:
             base = FoldedSource(self._run, base, self.groups)
+        if self.narrowed:
+            base = NarrowedSource(base, self.narrowed)
         if self.absent:
             base = WithZeros(base, self.absent)
         return self._healed.over(base)

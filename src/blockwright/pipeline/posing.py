@@ -24,13 +24,17 @@ from blockwright.pipeline.caching import (
 from blockwright.pipeline.curvature import output_moments
 from blockwright.pipeline.dropping import (
     Droppable,
+    declared_narrower,
     droppable,
     left_to_parts,
     measure_drops,
+    narrow_option,
 )
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change, original_of_calibration
+from blockwright.pipeline.narrowing import parts_to_narrow
 from blockwright.pipeline.opening import Opened, Run
+from blockwright.pipeline.parting import parts_of
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.types import (
     DROP_RUN,
@@ -38,6 +42,7 @@ from blockwright.types import (
     Group,
     Option,
     Pair,
+    Part,
     Problem,
     Site,
     SiteKind,
@@ -69,7 +74,13 @@ def pose_problem(run: Run, built: Built) -> Posed:
     options += [packed_option(site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
     drops, caches = droppable(run), caches_on_offer(run)
-    measured, pairs = _measured(run, tables, drops, caches, {o.site for o in groups})
+    narrower = [
+        (part, record)
+        for part in parts_to_narrow(run)
+        for record in (built.records[part.site.id, str(c)] for c in run.candidates_for(part.site))
+        if record.available
+    ]
+    measured, pairs = _measured(run, tables, drops, narrower, caches, {o.site for o in groups})
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
     blocks = tuple(site.id for site in run.skeleton.sites if site.kind is SiteKind.BLOCK)
     problem = replace(
@@ -87,17 +98,22 @@ def _measured(
     run: Run,
     tables: Sequence[tuple[Site, VariantRecord]],
     drops: Droppable,
+    narrower: Sequence[tuple[Part, VariantRecord]],
     caches: Sequence[CacheOffer],
     grouped: Collection[str],
 ) -> tuple[list[Option], list[Pair]]:
-    """Tables, dropped blocks and parts, and KV caches, each by what it costs alone; neighbours by
-    what both cost.
+    """Tables, dropped blocks and parts, narrower parts and KV caches, each by what it costs alone;
+    neighbours by what both cost.
     """
     options, formats = list[Option](), sum(len(offer.formats) for offer in caches)
-    changes = len(tables) + drops.changes + formats
+    changes = len(tables) + drops.changes + len(narrower) + formats
     if not changes:
         return options, []
-    held = {*grouped, *(offer.site for offer in caches)}
+    parts = {part.site.id: part.site for part in (*drops.parts, *(part for part, _ in narrower))}
+    if run.edited is not None:
+        parts = {part.site.id: part.site for part in parts_of(run)}
+    options += [left_to_parts(site) for site in parts.values()]
+    held = {*grouped, *parts, *(offer.site for offer in caches)}
     inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
     original = original_of_calibration(run, inputs)
     with run.progress.stage("measure tables, blocks and caches", changes) as stage:
@@ -108,6 +124,12 @@ def _measured(
             stage.advance()
         dropped, pairs = measure_drops(run, drops, original, held, stage.advance)
         options += dropped
+        for part, record in narrower:
+            option = narrow_option(run, part, record, held)
+            choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
+            loss = measure_change(run, {part.site.id: choice}, original)
+            options.append(replace(option, loss=loss))
+            stage.advance()
         for offer in caches:
             options += cache_options(run, offer, original)
             stage.advance(len(offer.formats))
@@ -143,6 +165,8 @@ def declared_problem(run: Run) -> Problem:
             )
             options += [packed_option(site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
+    for part in parts_to_narrow(run):
+        options += declared_narrower(run, part, {o.site for o in options})
     options += [option for offer in caches_on_offer(run) for option in declared_caches(offer)]
     return problem_of(run, options, run.statistics_digest)
 

@@ -26,9 +26,10 @@ from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.pipeline.weighing import check_limits
 from blockwright.progress import Progress, SilentProgress
 from blockwright.refine import LEAST_BATCHES, healing_inputs
+from blockwright.registry import resolve
 from blockwright.stream import BATCH_TOKENS
 from blockwright.stream.executor import CHUNK_LOGIT_BYTES
-from blockwright.types import FitRequest, Price, SiteKind
+from blockwright.types import FitRequest, Price, SiteKind, WidthFormat
 
 RIVALS = 2
 """The solved plan and the uniform one."""
@@ -132,6 +133,8 @@ def _changes_seconds(run: Run, costs: UnitCosts) -> float:
     """
     changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
     changes += MEASURED_DROPS * run.skeleton.num_blocks * run.drops_blocks
+    narrower = sum(isinstance(resolve(c)[0], WidthFormat) for c in run.candidates)
+    changes += narrower * run.skeleton.num_blocks
     changes += sum(len(offer.formats) for offer in caches_on_offer(run))
     if not changes:
         return 0.0

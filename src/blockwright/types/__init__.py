@@ -32,6 +32,7 @@ from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod, Method, ScalingMethod
 from blockwright.types.part import (
     AbsentModule,
+    NarrowedPart,
     Part,
     PartRole,
     absent_from_json,
@@ -55,6 +56,7 @@ from blockwright.types.solution import (
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
+from blockwright.types.width import Channels, WidthFormat, WidthMethod
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "CacheFormat",
     "CacheGrowth",
     "Candidate",
+    "Channels",
     "Choice",
     "CompositeFormat",
     "DenseSolution",
@@ -92,6 +95,7 @@ __all__ = [
     "Method",
     "MixedRowsFormat",
     "MixedRowsSolution",
+    "NarrowedPart",
     "OffsetFormat",
     "Option",
     "OutlierFormat",
@@ -125,6 +129,8 @@ __all__ = [
     "Timing",
     "ValueFormat",
     "VariantRecord",
+    "WidthFormat",
+    "WidthMethod",
     "Workload",
     "ZeroPointFormat",
     "absent_from_json",

@@ -9,6 +9,7 @@ from typing import Any
 
 from blockwright.types.group import joined_names
 from blockwright.types.site import Site, SiteKind
+from blockwright.types.width import Channels
 
 
 class PartRole(StrEnum):
@@ -53,6 +54,21 @@ class Part:
     """
     refused: str = ""
     """Why it cannot be dropped; empty when it can."""
+    channels: Channels | None = None
+    """Of an FFN whose width can be less."""
+    not_narrower: str = ""
+    """Why it cannot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowedPart:
+    """An FFN of which some channels stay."""
+
+    part: Part
+    spec: Mapping[str, Any]
+    """Of its format."""
+    kept: tuple[int, ...]
+    """Channels, rising."""
 
 
 def absent_to_json(modules: tuple[AbsentModule, ...]) -> dict[str, Any]:
