@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 import blockwright.formats
 import blockwright.methods
 from blockwright.errors import AttentionError, CandidateError
-from blockwright.types import Candidate, Format, LinearMethod, Method, ScalingMethod, WidthMethod
+from blockwright.types import (
+    Candidate,
+    Format,
+    LinearMethod,
+    Method,
+    ScalingMethod,
+    WidthFormat,
+    WidthMethod,
+)
 
 if TYPE_CHECKING:
     from blockwright.attention.policy import Policy
@@ -143,7 +151,12 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
     name += f"&{candidate.plus}" if candidate.plus else ""
     format = format_named(name)
     names = candidate.methods or ((format.default_method,) if format.default_method else ())
+    if isinstance(format, WidthFormat) and len(names) == 1 and format.values is not None:
+        names = (*names, format.values.default_method or "")
     methods = _chain(names, candidate.options)
+    if isinstance(format, WidthFormat):
+        _check_width(candidate, format, methods)
+        return format, methods
     if candidate.methods and format.default_method is None:
         raise CandidateError(f"candidate {candidate}: nothing fills the format {format.name}")
     for method in methods:
@@ -159,6 +172,25 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
                 f" chain, e.g. {candidate.format}:{_name_of(method)}>{names[0]}"
             )
     return format, methods
+
+
+def _check_width(candidate: Candidate, format: WidthFormat, methods: Sequence[Method]) -> None:
+    """Raise ``CandidateError`` unless the first method narrows, and a second one fills the values
+    where there are any.
+    """
+    wanted = 1 if format.values is None else 2
+    fits = len(methods) == wanted and isinstance(methods[0], WidthMethod)
+    values = format.values
+    if values is not None and fits:
+        filling = methods[1]
+        fits = isinstance(filling, LinearMethod) and isinstance(values, filling.fills)
+    if not fits:
+        named = ">".join(map(_name_of, methods))
+        raise CandidateError(
+            f"candidate {candidate}: {named} cannot fill {format.name}; it takes a method that"
+            f" narrows ({', '.join(_fillers(format))})"
+            + (f", then one that fills {values.name}" if values is not None else "")
+        )
 
 
 def is_scaled(candidate: Candidate) -> bool:

@@ -13,22 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from blockwright.cli.demo import bundled_model
 from blockwright.methods.width.modegpt import ModeGpt
+from blockwright.numerics.losses import quadratic_error
 from blockwright.texts import bundled_documents, load_tokenizer, tokenize
-from blockwright.types import Statistics
+from blockwright.types import Statistic, Statistics
 from tests.claims.ledger import Grade, claim
+from tests.layers import synth_layer
 
 LENGTH = 512
 Narrowed = Callable[[Tensor, Tensor], Tensor]
 """Last matrix and the Gram of its inputs -> the matrix with some columns at zero."""
-
-
-def synthetic(seed: int) -> tuple[Tensor, Tensor]:
-    """A matrix [96, 256] and the Gram of SwiGLU channels of inputs near a subspace."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(4096, 24, generator=draw) @ torch.randn(24, 64, generator=draw) / 24**0.5
-    gate, up = (torch.randn(64, 256, generator=draw) / 8 for _ in range(2))
-    a = torch.nn.functional.silu(x @ gate) * (x @ up)
-    return torch.randn(96, 256, generator=draw), a.T @ a / len(a)
 
 
 def narrowed(method: ModeGpt, share: float) -> Narrowed:
@@ -47,27 +40,28 @@ def magnitude(W_OI: Tensor, C_II: Tensor) -> Tensor:
 
 
 def error(seed: int, narrow: Narrowed) -> float:
-    W, C = synthetic(seed)
-    lost = (narrow(W, C) - W).double()
-    return float(torch.einsum("oi,ij,oj->", lost, C.double(), lost))
+    layer = synth_layer(seed)
+    W, C = layer.W_OI, layer.statistics.need(Statistic.INPUT_GRAM)
+    return quadratic_error(narrow(W, C) - W, C)
 
 
 @claim(
     method="modegpt",
     says="with all channels kept nothing changes",
-    measures="largest change of a weight, synthetic SwiGLU of 256 channels",
+    measures="largest change of a weight, synth-layer",
     grade=Grade.HARD,
     at_most=0.0,
 )
 def test_no_channel_less_is_the_same(seed: int) -> float:
-    W, C = synthetic(seed)
+    layer = synth_layer(seed)
+    W, C = layer.W_OI, layer.statistics.need(Statistic.INPUT_GRAM)
     return float((narrowed(ModeGpt(), 1.0)(W, C) - W).abs().max())
 
 
 @claim(
     method="modegpt",
     says="channels by leverage and a refit beat channels by norm without one",
-    measures="squared output error / that of score=norm,refit=false, half of 256 SwiGLU channels",
+    measures="squared error / that of score=norm,refit=false, half of the channels, synth-layer",
     grade=Grade.FIRM,
     at_most=0.5,
 )

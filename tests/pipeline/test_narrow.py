@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from blockwright import pipeline
+from blockwright.errors import CandidateError
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.dropping import narrow_option
 from blockwright.pipeline.measuring import plan_stream
@@ -20,7 +21,8 @@ from blockwright.pipeline.parting import parts_of
 from blockwright.pipeline.posing import pose_problem
 from blockwright.plan import solve
 from blockwright.progress import SilentProgress
-from blockwright.types import Budget, PartRole, Plan, Preset
+from blockwright.registry import format_named, method_named, resolve, width_named
+from blockwright.types import Budget, Candidate, PartRole, Plan, Preset
 from tests.conftest import ModelFolder
 from tests.fits import request, tiny_tokenizer, with_tokenizer
 from tests.pipeline.test_fit import load
@@ -105,3 +107,56 @@ def test_experts_keep_their_width_and_attention_is_not_asked(
         for part in parts_of(run)
         if part.role is PartRole.FFN
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("llama", {"intermediate_size": 256}),
+        ("phi3", {"intermediate_size": 256}),
+        ("gpt2", {"n_inner": 256}),
+        ("opt", {"ffn_dim": 256}),
+    ],
+)
+def test_the_smaller_matrices_take_a_format(
+    kind: str, shape: dict[str, int], model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """``fit`` ends with a reload that compares packed, smaller matrices with the streamed ones."""
+    model = with_tokenizer(model_folder(kind, **shape), tmp_path)
+    both = ("narrow-p50+int4-g32:modegpt>gptq", "int8:rtn")
+    asked = request(model, tmp_path, candidates=both, budget=Budget(bits=5.5))
+    result = pipeline.fit(asked)
+    choices = Plan.read(result.plan_path).choices
+    narrow = [site for site, choice in choices.items() if choice.candidate == both[0]]
+    assert narrow
+    assert result.bits_per_weight <= 5.5
+    config = json.loads((result.out / "config.json").read_text(encoding="utf-8"))
+    sites = config["quantization_config"]["sites"]
+    for part in narrow:
+        for site in config["quantization_config"]["parts"][part]["shapes"]:
+            assert sites[site]["format"] == "int"
+    loaded = load(result.out)
+    loaded.save_pretrained(tmp_path / "saved")
+    tokens = torch.tensor([[9, 40, 41, 42]])
+    assert torch.equal(load(tmp_path / "saved")(tokens).logits, loaded(tokens).logits)
+
+
+def test_packed_bytes_are_those_of_the_smaller_shapes(
+    model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    model = with_tokenizer(model_folder("opt", ffn_dim=256), tmp_path)
+    run = opened(model, tmp_path, candidates=("narrow-p75+int4-g64:modegpt>rtn", "int8:rtn"))
+    built = build_library(run)
+    (part, *_) = parts_to_narrow(run)
+    record = built.records[part.site.id, "narrow-p75+int4-g64:modegpt>rtn"]
+    format = format_named("int4-g64")
+    assert record.stored_bytes == format.stored_bytes((192, 64)) + format.stored_bytes((64, 192))
+
+
+def test_a_chain_of_methods_has_to_fit() -> None:
+    for wrong in ("narrow-p75:modegpt>gptq", "narrow-p75+rank-p50:modegpt>gptq"):
+        with pytest.raises(CandidateError, match="takes a method that narrows"):
+            resolve(Candidate.parse(wrong))
+    _, (first, second) = resolve(Candidate.parse("narrow-p75+int4-g64:modegpt>gptq@ridge=0.1"))
+    assert (first, second) == (width_named("modegpt", (("ridge", "0.1"),)), method_named("gptq"))
+    assert len(resolve(Candidate.parse("narrow-p75+int8"))[1]) == 2

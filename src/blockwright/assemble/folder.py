@@ -77,7 +77,8 @@ class Layout:
         found: dict[str, list[Site]] = defaultdict(list)
         for site in self.skeleton.sites:
             if site.id in self.specs:
-                found[site.parameter].append(site)
+                shape = self.shapes.get(site.id, site.shape)
+                found[site.parameter].append(replace(site, shape=shape))
         return dict(found)
 
     @cached_property
@@ -100,6 +101,18 @@ class Layout:
             for item in self.narrowed
             if item.part.channels is not None
             for name, slice in slices_of(item.part.members, item.part.channels, item.kept).items()
+        }
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the linears of narrower FFNs."""
+        return {
+            site: shape
+            for item in self.narrowed
+            if item.part.channels is not None
+            for site, shape in narrow_shapes(
+                item.part.members, item.part.channels, len(item.kept)
+            ).items()
         }
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -1,12 +1,14 @@
-"""narrow: an FFN with fewer channels; its matrices are plain and smaller.
+"""narrow: an FFN with fewer channels; its matrices are smaller, plain or in another format.
 
 Idea:    The channels between the two sides of an FFN are computed one by one from rows of the first
          matrices, and read as columns of the last: any of them can be left out, and what is left is
          an ordinary, smaller FFN that runs faster everywhere.
 
-Stored:  the model's own tensors at smaller shapes, under their own names; the folder's config lists
-         the shapes.  There is no packed module.
-Units:   ``narrow-p75`` keeps 75% of the channels, rounded down to a multiple of 8.
+Stored:  the model's own tensors at smaller shapes, under their own names, or packed as ``+`` says
+         (``narrow-p75+int4-g64``); the folder's config lists the shapes.  There is no packed module
+         of its own.
+Units:   ``narrow-p75`` keeps 75% of the channels, rounded down to a multiple of 8, of 64 where the
+         matrices are stored in another format (groups of inputs have to fit).
 Raises:  CandidateError for another name, FormatError for a newer version.
 """
 
@@ -14,15 +16,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from blockwright.errors import CandidateError
+from blockwright.formats import format_from_spec
 from blockwright.formats._spec import check_version
-from blockwright.types import FormatLimits, SiteKind, WidthFormat
+from blockwright.types import Format, FormatLimits, PackedFormat, SiteKind, WidthFormat
 
-MULTIPLE = 8
-"""Widths that kernels take without padding."""
+MULTIPLE, PACKED_MULTIPLE = 8, 64
+"""Widths that kernels take without padding; that groups of inputs divide."""
 NAME = re.compile(r"narrow-p([1-9]\d?)")
 
 
@@ -32,6 +35,8 @@ class NarrowFormat(WidthFormat):
 
     percent: int = 75
     """Channels that stay, in percent."""
+    values: PackedFormat | None = None
+    """How the smaller matrices are stored; None: as the original's."""
 
     version: ClassVar[int] = 1
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.PART})
@@ -39,7 +44,7 @@ class NarrowFormat(WidthFormat):
 
     @property
     def name(self) -> str:
-        return f"narrow-p{self.percent}"
+        return f"narrow-p{self.percent}" + (f"+{self.values.name}" if self.values else "")
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -51,32 +56,43 @@ class NarrowFormat(WidthFormat):
             )
         return cls(percent=int(match[1]))
 
+    def with_values(self, values: Format) -> Self:
+        if not isinstance(values, PackedFormat):
+            raise CandidateError(
+                f"{self.name}+{values.name}: {values.name} stores no matrix; '+' is followed by a"
+                " format of linears, e.g. narrow-p75+int4-g64"
+            )
+        return replace(self, values=values)
+
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        return ("narrow-p75", "narrow-p50")
+        return ("narrow-p75", "narrow-p50", "narrow-p75+int4-g64")
 
     @property
     def limits(self) -> FormatLimits:
         return FormatLimits()
 
     def kept(self, channels: int) -> int:
-        wanted = channels * self.percent // 100
-        return max(wanted // MULTIPLE * MULTIPLE, min(MULTIPLE, channels))
+        multiple = min(PACKED_MULTIPLE if self.values else MULTIPLE, channels)
+        return max(channels * self.percent // 100 // multiple, 1) * multiple
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
         """Whatever has channels can have fewer."""
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         """Of the matrix that reads the channels, ``(out, channels)``, in 16 bits."""
-        return 2 * shape[0] * self.kept(shape[1])
+        smaller = shape[0], self.kept(shape[1])
+        return self.values.stored_bytes(smaller) if self.values else 2 * smaller[0] * smaller[1]
 
     def spec(self) -> dict[str, Any]:
-        return {"format": "narrow", "version": self.version, "percent": self.percent}
+        spec = {"format": "narrow", "version": self.version, "percent": self.percent}
+        return spec | ({"values": self.values.spec()} if self.values else {})
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        return cls(percent=int(spec["percent"]))
+        narrow = cls(percent=int(spec["percent"]))
+        return narrow.with_values(format_from_spec(spec["values"])) if "values" in spec else narrow
 
 
 FORMAT = NarrowFormat

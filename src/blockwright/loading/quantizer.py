@@ -81,8 +81,8 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        names = install_sites(model, self.quantization_config.sites)
         install_parts(model, self.quantization_config.parts)
+        names = install_sites(model, self.quantization_config.sites)
         # The other implementations multiply with the whole stack of experts at once.
         model.set_experts_implementation("eager")
         ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()

@@ -203,6 +203,8 @@ def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[
     format = resolve(Candidate.parse(record.candidate))[0]
     if part.channels is None or not isinstance(format, WidthFormat):
         raise TypeError(f"{record.candidate} at {part.site.id} is no narrower FFN")
+    kept = format.kept(part.channels.width)
+    freed = freed_biases(run, part, kept)
     return Option(
         site=part.site.id,
         candidate=record.candidate,
@@ -211,7 +213,8 @@ def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[
         loss=0.0,
         key=record.key,
         contains=inside(run, part, held),
-        other_bytes=-freed_biases(run, part, format.kept(part.channels.width)),
+        other_bytes=-freed,
+        resident_bytes=narrow_bytes(run, part, kept, format.values, resident=True) - freed,
     )
 
 
@@ -223,7 +226,8 @@ def declared_narrower(run: Run, part: Part, held: Collection[str]) -> list[Optio
     for candidate in run.candidates_for(part.site):
         format = resolve(candidate)[0]
         if isinstance(format, WidthFormat):
-            stored = narrow_bytes(run, part, format.kept(part.channels.width))
+            kept = format.kept(part.channels.width)
+            stored = narrow_bytes(run, part, kept, format.values)
             record = VariantRecord(
                 key="", site=part.site.id, candidate=str(candidate), stored_bytes=stored
             )

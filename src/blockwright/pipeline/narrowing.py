@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from blockwright.anatomy import Slice, narrow_shapes, slices_of
+from blockwright.formats import format_from_spec
 from blockwright.library import variant_key
-from blockwright.library.build import WantedVariant, variant_inputs
-from blockwright.library.part import CHANNELS, WEIGHT, build_narrow
+from blockwright.library.build import WantedVariant, needs_of, variant_inputs
+from blockwright.library.part import CHANNELS, WEIGHT, PartTensors, build_narrow
+from blockwright.pipeline.curvature import moments_key, site_moments
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.parting import parts_of
 from blockwright.stream import WeightSource, weight_of
-from blockwright.types import NarrowedPart, Part, PartRole, Plan, Site, Statistics
+from blockwright.types import (
+    NarrowedPart,
+    PackedFormat,
+    PackedLinear,
+    Part,
+    PartRole,
+    Plan,
+    Site,
+    Statistic,
+    Statistics,
+    packed_name,
+)
 
 
 def parts_to_narrow(run: Run) -> tuple[Part, ...]:
@@ -30,10 +45,12 @@ def wanted_part_variants(run: Run, part: Part) -> list[WantedVariant]:
     """All narrower variants of an FFN on the original's inputs, with their keys."""
     found = []
     for candidate in run.candidates_for(part.site):
+        seen = f"{run.statistics_digest}/{part.site.id}"
+        ranked = Statistic.OUTPUT_GRADIENT in needs_of([candidate])
         inputs = variant_inputs(
             source=digest_of([run.original.weight_digest(member) for member in part.members]),
             candidate=candidate,
-            statistics=f"{run.statistics_digest}/{part.site.id}",
+            statistics=f"{seen}/moments-{moments_key(run)}" if ranked else seen,
             surroundings=run.surroundings,
         )
         found.append(WantedVariant(candidate, variant_key(inputs), inputs))
@@ -47,28 +64,42 @@ def build_part(
     items: Sequence[WantedVariant],
 ) -> None:
     """Build narrower variants of an FFN and store them."""
-    writer = _writer(part)
-    parameter = run.original.parameters.load([writer.parameter])[writer.parameter]
-    W_OI, seen = weight_of(writer, parameter), statistics.get(writer.id)
+    loaded = run.original.parameters.load([member.parameter for member in part.members])
+    weights = {member.id: weight_of(member, loaded[member.parameter]) for member in part.members}
+    seen = {site.id: statistics[site.id] for site in part.members if site.id in statistics}
+    if any(Statistic.OUTPUT_GRADIENT in needs_of([item.candidate]) for item in items):
+        felt = {site.id: site_moments(run, site) for site in part.members if site.id in seen}
+        seen = {name: replace(seen[name], output_gradient=G_O) for name, G_O in felt.items()}
+    tensors = PartTensors(weights, loaded[_writer(part).parameter].dtype, seen)
     for item in items:
         with run.library.building(item.key):
-            built = build_narrow(part, W_OI, parameter.dtype, seen, item)
+            built = build_narrow(part, tensors, item)
             record = built.record
-            if record.available:
+            if record.available and not record.stored_tensors:
                 kept = len(built.tensors[CHANNELS])
                 record = replace(record, stored_bytes=narrow_bytes(run, part, kept))
             run.library.store(record, built.tensors)
 
 
-def narrow_bytes(run: Run, part: Part, kept: int) -> int:
-    """Bytes of an FFN's weights with so many channels, in their stored dtype."""
+def narrow_bytes(
+    run: Run, part: Part, kept: int, values: PackedFormat | None = None, *, resident: bool = False
+) -> int:
+    """Bytes of an FFN's weights with so many channels, in a format or in their stored dtype: the
+    fewest there can be, or what they take in memory once loaded.
+    """
     if part.channels is None:
         raise ValueError(f"{part.site.id} has no channels")
     shapes = narrow_shapes(part.members, part.channels, kept)
-    return sum(
-        shapes[site.id][0] * shapes[site.id][1] * run.skeleton.parameters[site.parameter].itemsize
-        for site in part.members
-    )
+    found = 0
+    for site in part.members:
+        shape, item = shapes[site.id], run.skeleton.parameters[site.parameter].itemsize
+        if values is None:
+            found += shape[0] * shape[1] * item
+        elif resident:
+            found += values.resident_bytes(shape, run.request.device)
+        else:
+            found += values.least_bytes(shape)
+    return found
 
 
 def freed_biases(run: Run, part: Part, kept: int) -> int:
@@ -84,8 +115,26 @@ class Narrowing:
     """One narrower FFN of a plan."""
 
     narrowed: NarrowedPart
-    W_OK: Tensor
-    """Of the writer, in its stored dtype."""
+    tensors: Mapping[str, Tensor]
+    """Of its library entry."""
+
+    @property
+    def values(self) -> Mapping[str, Any] | None:
+        """Spec of the format of its matrices; None where they are plain."""
+        return self.narrowed.spec.get("values")
+
+    def member(self, site: Site) -> Site:
+        """A member at its smaller shape."""
+        part = self.narrowed.part
+        if part.channels is None:
+            raise ValueError(f"{part.site.id} has no channels")
+        shapes = narrow_shapes([site], part.channels, len(self.narrowed.kept))
+        return replace(site, shape=shapes[site.id])
+
+    def packed(self, site: Site) -> dict[str, Tensor]:
+        """Stored tensors of a member."""
+        start = packed_name(site.id, "")
+        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
 
     def slices(self) -> dict[str, Slice]:
         """Parameter -> what stays of it."""
@@ -96,11 +145,17 @@ class Narrowing:
 
     def tensor(self, name: str, slice: Slice, original: Tensor) -> Tensor:
         """A parameter of the whole shape, zero where nothing stays."""
-        writer = _writer(self.narrowed.part)
-        if name != writer.parameter:
+        part, kept = self.narrowed.part, None
+        site = next((site for site in part.members if site.parameter == name), None)
+        if site is not None and self.values is not None:
+            member = self.member(site)
+            kept = packed_module(self.values, member, self.packed(site)).dequantize()
+        elif site is not None and site.id == _writer(part).id:
+            kept = self.tensors[WEIGHT]
+        if site is None or kept is None:
             return slice.zeroed(original)
-        kept = self.W_OK.T if writer.transposed else self.W_OK
-        return slice.spread(kept.contiguous(), original.shape[slice.axis])
+        stored = (kept.T if site.transposed else kept).contiguous()
+        return slice.spread(stored, original.shape[slice.axis])
 
 
 def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
@@ -117,7 +172,7 @@ def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
             tensors = run.library.tensors(key)
             kept = tuple(tensors[CHANNELS].tolist())
             narrowed = NarrowedPart(part=part, spec=record.format_spec, kept=kept)
-            found.append(Narrowing(narrowed, tensors[WEIGHT]))
+            found.append(Narrowing(narrowed, tensors))
     return found
 
 
@@ -139,6 +194,18 @@ class NarrowedSource:
                 narrowing, slice = self._slices[name]
                 tensors[name] = narrowing.tensor(name, slice, original)
         return tensors
+
+
+def packed_module(
+    spec: Mapping[str, Any], site: Site, tensors: Mapping[str, Tensor]
+) -> PackedLinear:
+    """The packed module of stored tensors."""
+    format = format_from_spec(spec)
+    if not isinstance(format, PackedFormat):
+        raise TypeError(f"{site.id}: {format.name} has no packed tensors")
+    module = format.empty(site.shape, bias=False, dtype=torch.float32)
+    module.load_stored(tensors)
+    return module
 
 
 def _writer(part: Part) -> Site:

@@ -108,7 +108,7 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
         beside = option.other_bytes if block is None else -run.skeleton.bytes_beside_sites(block)
         return replace(option, resident_bytes=beside)
     if isinstance(format, WidthFormat):
-        return replace(option, resident_bytes=option.stored_bytes + option.other_bytes)
+        return option
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from blockwright.types.format import Format
+from blockwright.types.format import Format, PackedFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class WidthFormat(Format):
-    """A part with fewer channels, its matrices plain and smaller."""
+    """A part with fewer channels, its matrices smaller: plain, or each stored in ``values``."""
+
+    values: PackedFormat | None
 
     @abstractmethod
     def kept(self, channels: int) -> int:
