@@ -19,6 +19,7 @@ from blockwright.pipeline.narrowing import parts_to_narrow
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.parting import parts_of
 from blockwright.pipeline.posing import pose_problem
+from blockwright.pipeline.weighing import weigh
 from blockwright.plan import solve
 from blockwright.progress import SilentProgress
 from blockwright.registry import format_named, method_named, resolve, width_named
@@ -160,3 +161,23 @@ def test_a_chain_of_methods_has_to_fit() -> None:
     _, (first, second) = resolve(Candidate.parse("narrow-p75+int4-g64:modegpt>gptq@ridge=0.1"))
     assert (first, second) == (width_named("modegpt", (("ridge", "0.1"),)), method_named("gptq"))
     assert len(resolve(Candidate.parse("narrow-p75+int8"))[1]) == 2
+
+
+def test_smaller_matrices_are_timed_for_a_limit_on_speed(
+    model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """They are offered under one because products of their shapes are measured."""
+    model = with_tokenizer(model_folder("llama", intermediate_size=256), tmp_path)
+    candidates = ("narrow-p50", "narrow-p50+int4-g32:modegpt>rtn", "int8:rtn")
+    budget = Budget(bits=16.0, speedup=1.01, context=16)
+    run = opened(model, tmp_path, candidates=candidates, budget=budget)
+    problem = weigh(run, pose_problem(run, build_library(run)).problem).problem
+    narrow = {o.candidate: o for o in problem.options if o.site == "model.layers.1.mlp"}
+    assert narrow["narrow-p50"].work == (
+        "linear 128x64 keep",
+        "linear 128x64 keep",
+        "linear 64x128 keep",
+    )
+    assert narrow["narrow-p50"].latency_ns
+    assert narrow[candidates[1]].work[0] == "linear 128x64 int4-g32"
+    assert narrow["narrow-p50"].resident_bytes == 4 * 3 * 128 * 64

@@ -116,7 +116,7 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> 
     stream = run.stream(dtype=run.capture_dtype)
     folder = run.library.work_folder(run.statistics_digest)
     groups, parts = groups_of(run), parts_to_narrow(run)
-    joint = [item.site for item in (*groups, *parts)]
+    joint = [group.site for group in groups] + [part.site for part in parts]
 
     def needs(index: int) -> Collection[Statistic] | None:
         sites = [*linear_sites(stream, index), *(site for site in joint if site.block == index)]

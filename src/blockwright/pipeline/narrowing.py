@@ -14,12 +14,17 @@ from blockwright.formats import format_from_spec
 from blockwright.library import variant_key
 from blockwright.library.build import WantedVariant, needs_of, variant_inputs
 from blockwright.library.part import CHANNELS, WEIGHT, PartTensors, build_narrow
+from blockwright.machine.works import works_of
 from blockwright.pipeline.curvature import moments_key, site_moments
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.parting import parts_of
+from blockwright.registry import resolve
 from blockwright.stream import WeightSource, weight_of
 from blockwright.types import (
+    KEEP,
+    Candidate,
     NarrowedPart,
+    Option,
     PackedFormat,
     PackedLinear,
     Part,
@@ -28,6 +33,7 @@ from blockwright.types import (
     Site,
     Statistic,
     Statistics,
+    WidthFormat,
     packed_name,
 )
 
@@ -100,6 +106,39 @@ def narrow_bytes(
         else:
             found += values.least_bytes(shape)
     return found
+
+
+def narrower_works(run: Run, option: Option) -> tuple[str, ...]:
+    """Names of the works of an FFN at the width and in the format of an option."""
+    format = resolve(Candidate.parse(option.candidate))[0]
+    if not isinstance(format, WidthFormat):
+        raise TypeError(f"{option.candidate} is no narrower FFN")
+    name = format.values.name if format.values else str(KEEP)
+    return tuple(
+        work
+        for part in parts_to_narrow(run)
+        if part.site.id == option.site
+        for site, shape in _resized(part, format)
+        for work in works_of(replace(site, shape=shape), name)
+    )
+
+
+def resized_sites(run: Run) -> list[tuple[Site, tuple[int, int]]]:
+    """Linears of FFNs with the shapes that they may have."""
+    found = []
+    for part in parts_to_narrow(run):
+        for candidate in run.candidates_for(part.site):
+            format = resolve(candidate)[0]
+            if isinstance(format, WidthFormat):
+                found += _resized(part, format)
+    return found
+
+
+def _resized(part: Part, format: WidthFormat) -> list[tuple[Site, tuple[int, int]]]:
+    if part.channels is None:
+        return []
+    shapes = narrow_shapes(part.members, part.channels, format.kept(part.channels.width))
+    return [(site, shapes[site.id]) for site in part.members]
 
 
 def freed_biases(run: Run, part: Part, kept: int) -> int:

@@ -16,6 +16,7 @@ from blockwright.machine import (
     works_of,
 )
 from blockwright.pipeline.caching import formats_on_offer
+from blockwright.pipeline.narrowing import narrower_works, resized_sites
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.posing import declared_problem
 from blockwright.plan import check_possible, with_profile, workload_of
@@ -108,7 +109,7 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
         beside = option.other_bytes if block is None else -run.skeleton.bytes_beside_sites(block)
         return replace(option, resident_bytes=beside)
     if isinstance(format, WidthFormat):
-        return option
+        return replace(option, work=narrower_works(run, option))
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):
@@ -154,8 +155,8 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
         stored = run.library.result(f"profile-{run.edited.profile}")
         if stored is not None:
             return Profile.from_json(stored, f"{run.edited.profile} of the library"), ()
-    formats = formats_of(problem)
-    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device)
+    formats, resized = formats_of(problem), resized_sites(run)
+    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device, resized)
     key = f"profile-of-{digest_of(inputs)}"
     stored = run.library.result(key)
     if stored is not None:
@@ -168,6 +169,7 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
         model=run.request.model,
         progress=run.progress,
         device=run.request.device,
+        resized=resized,
     )
     keep_profile(run, profile, key)
     return profile, (_said(profile),)
@@ -214,8 +216,10 @@ def formats_of(problem: Problem) -> list[PackedFormat]:
 
 
 def packed_formats(candidates: Iterable[Candidate]) -> list[PackedFormat]:
-    """The packed formats of candidates, by name."""
-    formats = {format.name: format for format in (resolve(item)[0] for item in candidates)}
+    """The packed formats of candidates, those of narrower parts among them, by name."""
+    found = [resolve(item)[0] for item in candidates]
+    found += [each.values for each in found if isinstance(each, WidthFormat) and each.values]
+    formats = {format.name: format for format in found}
     return [format for _, format in sorted(formats.items()) if isinstance(format, PackedFormat)]
 
 

@@ -59,7 +59,7 @@ class WidthMethod(ABC):
     """width."""
     version: ClassVar[int]
     """Raised whenever the result changes: part of the library's key."""
-    fills: ClassVar[type[Format]] = WidthFormat
+    fills: ClassVar[type[Format]]
     """The kind of format it can fill."""
 
     @property

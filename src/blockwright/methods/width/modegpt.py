@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.types import Statistic, Statistics, WidthMethod
+from blockwright.types import Format, Statistic, Statistics, WidthFormat, WidthMethod
 
 SCORES = ("leverage", "norm")
 
@@ -56,6 +56,7 @@ class ModeGpt(WidthMethod):
         " Language Model Compression, ICLR 2025"
     )
     family: ClassVar[str] = "width"
+    fills: ClassVar[type[Format]] = WidthFormat  # type: ignore[type-abstract]
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -92,7 +93,8 @@ class ModeGpt(WidthMethod):
 def leverage(C_II: Tensor, ridge: float) -> Tensor:
     """Ridge leverage [I]: how much of channel i no other one gives, between 0 and 1."""
     inverse_II = torch.cholesky_inverse(_factor(C_II, ridge))
-    return 1.0 - ridge * inverse_II.diagonal()
+    score_I: Tensor = 1.0 - ridge * inverse_II.diagonal()
+    return score_I
 
 
 def refit(W_OI: Tensor, C_II: Tensor, kept_K: Tensor, damping: float) -> Tensor:
