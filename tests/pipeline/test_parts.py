@@ -25,7 +25,7 @@ from blockwright.progress import SilentProgress
 from blockwright.tuning import TuningSettings
 from blockwright.types import Budget, Option, PartRole, Plan, Preset
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer
+from tests.fits import folder_bytes, request, with_tokenizer
 from tests.loading.test_parts import zeroed
 from tests.models import DECODER, KINDS, tiny_model
 from tests.pipeline.test_fit import load
@@ -192,3 +192,21 @@ def test_a_run_of_blocks_is_dropped_alone(model_folder: ModelFolder, tmp_path: P
         choices = solve(found.problem, Budget(bits=bits)).choices
         gone = [site for site in drops(found) if choices[site].candidate == "drop"]
         assert gone in (list(drops(found))[start:stop] for start, stop in RUNS)
+
+
+@pytest.mark.parametrize("bits", [9.0, 5.0, 4.0])
+def test_a_plan_file_is_built_to_the_same_bytes(
+    bits: float, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """Whatever it does with parts: keep them, narrow them, drop them."""
+    model = with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
+    candidates = ("drop", "narrow-p50+int4-g32:modegpt>rtn", "int8:rtn")
+    first = request(
+        model, tmp_path, candidates=candidates, budget=Budget(bits=bits), preset=Preset.FAST
+    )
+    result = pipeline.fit(first)
+    again = replace(first, out=tmp_path / "again", plan=result.plan_path, budget=None)
+    pipeline.fit(again)
+    before, after = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "again")
+    assert before["model.safetensors"] == after["model.safetensors"]
+    assert before["config.json"] == after["config.json"]

@@ -105,14 +105,13 @@ def _measured(
     """Tables, dropped blocks and parts, narrower parts and KV caches, each by what it costs alone;
     neighbours by what both cost.
     """
-    options, formats = list[Option](), sum(len(offer.formats) for offer in caches)
+    offered = parts_of(run) if run.edited else (*drops.parts, *(part for part, _ in narrower))
+    parts = {part.site.id: part.site for part in offered}
+    options = [left_to_parts(site) for site in parts.values()]
+    formats = sum(len(offer.formats) for offer in caches)
     changes = len(tables) + drops.changes + len(narrower) + formats
     if not changes:
         return options, []
-    parts = {part.site.id: part.site for part in (*drops.parts, *(part for part, _ in narrower))}
-    if run.edited is not None:
-        parts = {part.site.id: part.site for part in parts_of(run)}
-    options += [left_to_parts(site) for site in parts.values()]
     held = {*grouped, *parts, *(offer.site for offer in caches)}
     inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
     original = original_of_calibration(run, inputs)

@@ -115,6 +115,7 @@ def _factor(C_II: Tensor, ridge: float) -> Tensor:
     """Cholesky factor of C + ridge I."""
     damped_II = C_II.clone()
     damped_II.diagonal().add_(ridge)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(damped_II)
     if failed:
         raise NumericalError(
