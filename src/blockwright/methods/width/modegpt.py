@@ -20,6 +20,7 @@ Differs from the paper:
     2. The width of every FFN is the plan's choice, from measured losses, in place of a softmax of
        block scores; C is the original's, not that behind blocks that are already narrower.
     3. score=norm keeps the channels of largest root mean square times column norm.
+    4. A refit towards the columns as they are, so that all channels kept change nothing.
 Raises:  NumericalError when C holds NaN or infinity, or is not positive definite even damped.
 Checked: tests/claims/test_width.py: held-out KL of the bundled model against magnitude pruning.
 """
@@ -42,7 +43,7 @@ SCORES = ("leverage", "norm")
 class ModeGpt(WidthMethod):
     """``modegpt``"""
 
-    ridge: float = 0.01
+    ridge: float = 0.1
     """Of the leverage scores."""
     damping: float = 1e-4
     """Of the refit."""
@@ -67,7 +68,7 @@ class ModeGpt(WidthMethod):
         if not (self.ridge > 0 and self.damping > 0):
             raise CandidateError(
                 f"options modegpt@ridge={self.ridge:g},damping={self.damping:g}: both must be above"
-                " 0; the defaults are 0.01 and 0.0001"
+                " 0; the defaults are 0.1 and 0.0001"
             )
 
     @property
