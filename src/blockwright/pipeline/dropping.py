@@ -62,7 +62,7 @@ def droppable(run: Run) -> Droppable:
         dropped = (p for p in parts_of(run) if run.edited.choices[p.site.id].candidate == str(DROP))
         return Droppable(blocks, tuple(dropped))
     if not run.drops_blocks:
-        return Droppable()
+        return Droppable(unavailable=without_parts(run))
     trust = run.request.trust_remote_code
     possible, unavailable = [], {}
     for site in (site for site in run.skeleton.sites if site.kind is SiteKind.BLOCK):

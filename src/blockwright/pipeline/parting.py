@@ -59,11 +59,13 @@ def without_parts(run: Run) -> dict[str, str]:
     if run.edited is not None or not _concern(run):
         return {}
     found = _found_parts(run)
-    reason = "its attention and its FFN cannot be told apart: they are not dropped by themselves"
+    reason = "its attention and its FFN cannot be told apart: they are no parts"
     path, blocks = run.skeleton.block_path, range(run.skeleton.num_blocks)
     whole = [f"{path}.{i}" for i in blocks if not found[pattern_of(run.skeleton, i)]]
-    refused = {f"{p.site.id} {DROP}": p.refused for p in parts_of(run) if p.refused}
-    return {f"{block} parts": reason for block in whole} | refused
+    reasons = {f"{block} parts": reason for block in whole}
+    if run.drops_parts:
+        reasons |= {f"{p.site.id} {DROP}": p.refused for p in parts_of(run) if p.refused}
+    return reasons
 
 
 def _concern(run: Run) -> bool:
