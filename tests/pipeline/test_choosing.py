@@ -46,7 +46,8 @@ def test_a_plan_with_dropped_blocks_loads_generates_and_pads(
     kind: str, model_folder: ModelFolder, tmp_path: Path
 ) -> None:
     model = with_tokenizer(model_folder(kind), tmp_path)
-    asked = request(model, tmp_path, candidates=STRUCTURE, budget=Budget(bits=3.5))
+    candidates = ("drop-run", *STRUCTURE[1:])  # blocks alone
+    asked = request(model, tmp_path, candidates=candidates, budget=Budget(bits=3.5))
     result = pipeline.fit(asked)
     plan = json.loads(result.plan_path.read_text(encoding="utf-8"))
     dropped = [s for s, choice in plan["choices"].items() if choice["candidate"] == "drop"]
