@@ -93,7 +93,8 @@ class Toy(nn.Module):
         x = x + (0 if self.joined else mixed)
         rows = self.gate_up(x).unflatten(-1, (-1, 2))
         inner = torch.sigmoid(rows[..., 0]) * rows[..., 1] * (mixed[..., :1] if self.joined else 1)
-        return x + self.down(self.norm(inner))
+        added: Tensor = self.down(self.norm(inner))
+        return x + added
 
 
 def toy_parts(toy: Toy) -> tuple[FoundPart, ...]:
