@@ -21,12 +21,20 @@ from typing import TYPE_CHECKING, Any
 import blockwright.formats
 import blockwright.methods
 from blockwright.errors import AttentionError, CandidateError
-from blockwright.types import Candidate, Format, LinearMethod, Method, ScalingMethod
+from blockwright.types import (
+    Candidate,
+    Format,
+    LinearMethod,
+    Method,
+    ScalingMethod,
+    WidthFormat,
+    WidthMethod,
+)
 
 if TYPE_CHECKING:
     from blockwright.attention.policy import Policy
 
-FAMILIES = ("quantize", "sparsify", "lowrank", "depth")
+FAMILIES = ("quantize", "sparsify", "lowrank", "width", "depth")
 Options = tuple[tuple[str, str], ...]
 
 
@@ -86,6 +94,8 @@ def method_named(name: str, options: Options = ()) -> LinearMethod:
     method = _named(name, options)
     if isinstance(method, ScalingMethod):
         raise CandidateError(f"method {name} scales the inputs of groups: it fills no weight alone")
+    if isinstance(method, WidthMethod):
+        raise CandidateError(f"method {name} narrows parts: it fills no weight")
     return method
 
 
@@ -94,6 +104,14 @@ def scaling_named(name: str, options: Options = ()) -> ScalingMethod:
     method = _named(name, options)
     if not isinstance(method, ScalingMethod):
         raise CandidateError(f"method {name} scales no groups; it fills weights")
+    return method
+
+
+def width_named(name: str, options: Options = ()) -> WidthMethod:
+    """A method that narrows parts, its hyperparameters read from text."""
+    method = _named(name, options)
+    if not isinstance(method, WidthMethod):
+        raise CandidateError(f"method {name} narrows no parts; it fills weights")
     return method
 
 
@@ -133,7 +151,12 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
     name += f"&{candidate.plus}" if candidate.plus else ""
     format = format_named(name)
     names = candidate.methods or ((format.default_method,) if format.default_method else ())
+    if isinstance(format, WidthFormat) and len(names) == 1 and format.values is not None:
+        names = (*names, format.values.default_method or "")
     methods = _chain(names, candidate.options)
+    if isinstance(format, WidthFormat):
+        _check_width(candidate, format, methods)
+        return format, methods
     if candidate.methods and format.default_method is None:
         raise CandidateError(f"candidate {candidate}: nothing fills the format {format.name}")
     for method in methods:
@@ -149,6 +172,25 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
                 f" chain, e.g. {candidate.format}:{_name_of(method)}>{names[0]}"
             )
     return format, methods
+
+
+def _check_width(candidate: Candidate, format: WidthFormat, methods: Sequence[Method]) -> None:
+    """Raise ``CandidateError`` unless the first method narrows, and a second one fills the values
+    where there are any.
+    """
+    wanted = 1 if format.values is None else 2
+    fits = len(methods) == wanted and isinstance(methods[0], WidthMethod)
+    values = format.values
+    if values is not None and fits:
+        filling = methods[1]
+        fits = isinstance(filling, LinearMethod) and isinstance(values, filling.fills)
+    if not fits:
+        named = ">".join(map(_name_of, methods))
+        raise CandidateError(
+            f"candidate {candidate}: {named} cannot fill {format.name}; it takes a method that"
+            f" narrows ({', '.join(_fillers(format))})"
+            + (f", then one that fills {values.name}" if values is not None else "")
+        )
 
 
 def is_scaled(candidate: Candidate) -> bool:
@@ -187,7 +229,7 @@ def _fillers(format: Format) -> list[str]:
     return [
         name
         for name, cls in classes.items()
-        if issubclass(cls, LinearMethod) and isinstance(format, cls.fills)
+        if issubclass(cls, LinearMethod | WidthMethod) and isinstance(format, cls.fills)
     ]
 
 

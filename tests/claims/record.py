@@ -21,7 +21,7 @@ from tests.claims.ledger import Claim, Finding, Grade, State
 HERE = Path(__file__).parent
 JSON_FILE = Path("src") / "blockwright" / "claims.json"
 PAGE = Path("docs") / "claims.md"
-FAMILIES = ("format", "quantize", "sparsify", "lowrank", "depth", "plan")
+FAMILIES = ("format", "quantize", "sparsify", "lowrank", "width", "depth", "plan")
 """First in the page, in this order; the others follow by name."""
 HEAD = """# Claims
 

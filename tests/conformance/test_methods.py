@@ -26,6 +26,7 @@ from blockwright.registry import (
     method_names,
     resolve,
     scaling_named,
+    width_named,
 )
 from blockwright.types import (
     Candidate,
@@ -38,6 +39,7 @@ from blockwright.types import (
     Solution,
     Statistic,
     Statistics,
+    WidthMethod,
 )
 from tests.layers import Layer, outlier_layer
 
@@ -123,6 +125,7 @@ ROUNDING = ("rtn", "hqq")
 Options = tuple[tuple[str, str], ...]
 LINEAR = [name for name in method_names() if issubclass(method_class(name), LinearMethod)]
 SCALING = [name for name in method_names() if issubclass(method_class(name), ScalingMethod)]
+WIDTH = [name for name in method_names() if issubclass(method_class(name), WidthMethod)]
 METHODS = [
     pytest.param(name, options, id=f"{name}{''.join(f'@{k}={v}' for k, v in options)}")
     for name in LINEAR
@@ -158,6 +161,8 @@ def filled_format(name: str) -> PackedFormat:
 
 
 def any_method(name: str) -> Method:
+    if name in WIDTH:
+        return width_named(name)
     return scaling_named(name) if name in SCALING else method_named(name)
 
 
@@ -191,7 +196,7 @@ def test_the_formats_tried_are_of_every_registered_packed_format() -> None:
     assert stems == {type(format_named(name)).__module__.rpartition(".")[2] for name in FORMATS}
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", [*LINEAR, *SCALING])
 def test_fills_a_format_that_is_tried(name: str) -> None:
     assert first_format(any_method(name))
 
@@ -450,6 +455,36 @@ def test_a_scale_is_chosen_from_declared_statistics_only(name: str, layer: Layer
     for statistic in needs:
         with pytest.raises(StatisticMissingError, match=statistic.value):
             chosen_scale(name, layer, declared.only(needs - {statistic}))
+
+
+@pytest.mark.parametrize("name", WIDTH)
+def test_channels_are_chosen_alike_from_declared_statistics_only(name: str, layer: Layer) -> None:
+    method, W = width_named(name), layer.W_OI.clone()
+    kept_K, W_OK = method.narrow(W, layer.statistics, 100)
+    assert kept_K.shape == (100,)
+    assert (kept_K.diff() > 0).all()
+    assert W_OK.shape == (len(W), 100)
+    assert W_OK.dtype == torch.float32
+    assert torch.isfinite(W_OK).all()
+    torch.manual_seed(12345)
+    declared = layer.statistics.only(method.needs)
+    again = method.narrow(layer.W_OI, declared, 100)
+    assert torch.equal(again[0], kept_K)
+    assert torch.equal(again[1], W_OK)
+    assert torch.equal(W, layer.W_OI)
+    for statistic in method.needs:
+        with pytest.raises(StatisticMissingError, match=statistic.value):
+            method.narrow(W, declared.only(method.needs - {statistic}), 100)
+
+
+@pytest.mark.parametrize("name", WIDTH)
+def test_a_narrower_part_takes_methods_of_its_own(name: str) -> None:
+    assert resolve(Candidate.parse(f"narrow-p75:{name}"))[1] == (width_named(name),)
+    for wrong in (f"int4-g32:{name}", "narrow-p75:gptq"):
+        with pytest.raises(CandidateError, match="cannot fill"):
+            resolve(Candidate.parse(wrong))
+    with pytest.raises(CandidateError, match="narrows parts"):
+        method_named(name)
 
 
 @pytest.mark.parametrize("name", SCALING)

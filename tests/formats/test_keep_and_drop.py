@@ -17,9 +17,9 @@ def test_keep_costs_what_the_checkpoint_holds() -> None:
     assert format_from_spec(KeepFormat(element_bytes=4).spec()) == KeepFormat(element_bytes=4)
 
 
-def test_drop_costs_nothing_and_stands_at_blocks_alone() -> None:
+def test_drop_costs_nothing_and_stands_at_blocks_and_parts() -> None:
     assert DropFormat().stored_bytes((3, 5)) == 0
-    assert DropFormat.kinds == {SiteKind.BLOCK}
+    assert DropFormat.kinds == {SiteKind.BLOCK, SiteKind.PART}
     assert {SiteKind.LINEAR, SiteKind.TABLE, SiteKind.BLOCK} <= KeepFormat.kinds
 
 

@@ -46,7 +46,8 @@ def test_a_plan_with_dropped_blocks_loads_generates_and_pads(
     kind: str, model_folder: ModelFolder, tmp_path: Path
 ) -> None:
     model = with_tokenizer(model_folder(kind), tmp_path)
-    asked = request(model, tmp_path, candidates=STRUCTURE, budget=Budget(bits=3.5))
+    candidates = ("drop-run", *STRUCTURE[1:])  # blocks alone
+    asked = request(model, tmp_path, candidates=candidates, budget=Budget(bits=3.5))
     result = pipeline.fit(asked)
     plan = json.loads(result.plan_path.read_text(encoding="utf-8"))
     dropped = [s for s, choice in plan["choices"].items() if choice["candidate"] == "drop"]
@@ -69,7 +70,7 @@ def test_dropping_is_measured_with_everything_else_kept(
     run = open_run(request(model, tmp_path, candidates=STRUCTURE), SilentProgress())
     problem = pose_problem(run, build_library(run)).problem
     drops = {o.site: o for o in problem.options if o.candidate == "drop"}
-    assert len(drops) == 3
+    assert len(drops) == 3 + 2 * 3  # blocks, and two parts of each
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     ids = run.calibration_inputs.first(4096).values
     with torch.no_grad():

@@ -9,7 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import Skeleton, pruned_config
+from blockwright.anatomy import (
+    Skeleton,
+    Slice,
+    narrow_shapes,
+    pruned_config,
+    sentinel_of,
+    slices_of,
+)
 from blockwright.checkpoint import (
     Checkpoint,
     ShardWriter,
@@ -27,7 +34,8 @@ from blockwright.checkpoint import (
 )
 from blockwright.errors import OutputError
 from blockwright.formats import format_from_spec
-from blockwright.types import PackedFormat, Site
+from blockwright.registry import format_named
+from blockwright.types import DROP, NarrowedPart, PackedFormat, Part, Site, absent_to_json
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Site id -> format spec, for every packed site."""
@@ -58,6 +66,10 @@ class Layout:
     """Checkpoint tensors that no parameter uses (another task's head): copied as they are."""
     caches: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """Block -> spec of its KV cache."""
+    dropped: Sequence[Part] = ()
+    """Parts that are left out of blocks that stay."""
+    narrowed: Sequence[NarrowedPart] = ()
+    """FFNs with fewer channels."""
 
     @cached_property
     def packed_sites(self) -> dict[str, list[Site]]:
@@ -65,8 +77,43 @@ class Layout:
         found: dict[str, list[Site]] = defaultdict(list)
         for site in self.skeleton.sites:
             if site.id in self.specs:
-                found[site.parameter].append(site)
+                shape = self.shapes.get(site.id, site.shape)
+                found[site.parameter].append(replace(site, shape=shape))
         return dict(found)
+
+    @cached_property
+    def absent(self) -> frozenset[str]:
+        """Parameters of dropped parts."""
+        return frozenset(name for part in self.dropped for name in part.parameters)
+
+    @cached_property
+    def sentinels(self) -> frozenset[str]:
+        """Those of them that leave an empty tensor of their name, one in every module left out."""
+        model = self.skeleton.model
+        paths = [module.path for part in self.dropped for module in part.absent]
+        return frozenset(f"{path}.{sentinel_of(model.get_submodule(path))}" for path in paths)
+
+    @cached_property
+    def slices(self) -> dict[str, Slice]:
+        """Parameters of which a part stays."""
+        return {
+            name: slice
+            for item in self.narrowed
+            if item.part.channels is not None
+            for name, slice in slices_of(item.part.members, item.part.channels, item.kept).items()
+        }
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the linears of narrower FFNs."""
+        return {
+            site: shape
+            for item in self.narrowed
+            if item.part.channels is not None
+            for site, shape in narrow_shapes(
+                item.part.members, item.part.channels, len(item.kept)
+            ).items()
+        }
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Name -> dtype and shape of everything in the files, in the order of writing."""
@@ -82,8 +129,8 @@ class Layout:
         return sum(_nbytes(dtype, shape) for dtype, shape in self.tensors().values())
 
     def parameters(self) -> Iterator[str]:
-        """Model parameters that the folder holds: tied ones once, those of dropped blocks not at
-        all.
+        """Model parameters that the folder holds: tied ones once, those of dropped blocks and parts
+        not at all, but for the sentinels.
         """
         prefix = self.skeleton.block_path + "."
         kept = set(self.kept_blocks)
@@ -92,7 +139,7 @@ class Layout:
             inside = name.startswith(prefix)
             if inside and int(name[len(prefix) :].partition(".")[0]) not in kept:
                 continue
-            if name not in tied:
+            if name not in tied and (name not in self.absent or name in self.sentinels):
                 yield name
 
     def renamed(self, name: str) -> str:
@@ -104,11 +151,15 @@ class Layout:
         return f"{prefix}{list(self.kept_blocks).index(int(index))}{dot}{rest}"
 
     def _stored(self, name: str) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+        if name in self.sentinels:
+            yield name, torch.uint8, (0,)
+            return
         sites = self.packed_sites.get(name, [])
         if not any(site.stored_prefix + "weight" == name for site in sites):
             tensor = self.skeleton.parameters[name]
+            shape = self.slices[name].shape(tensor.shape) if name in self.slices else tensor.shape
             # A replaced parameter leaves an empty tensor of its name: plain loading raises.
-            yield (name, torch.uint8, (0,)) if sites else (name, tensor.dtype, tuple(tensor.shape))
+            yield (name, torch.uint8, (0,)) if sites else (name, tensor.dtype, tuple(shape))
         for site in sites:
             for part, tensor in empty_tensors(self.specs[site.id], site).items():
                 yield site.stored_prefix + part, tensor.dtype, tuple(tensor.shape)
@@ -243,17 +294,49 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
     if len(layout.kept_blocks) < layout.skeleton.num_blocks:
         config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
     config.pop("quantization_config", None)
-    if layout.specs or layout.caches:
+    parts = {**_dropped_parts(layout), **_narrowed_parts(layout)}
+    if layout.specs or layout.caches or parts:
         sites = {layout.renamed(site): dict(spec) for site, spec in layout.specs.items()}
         kept = list(layout.kept_blocks)
         caches = {str(kept.index(b)): dict(spec) for b, spec in layout.caches.items() if b in kept}
         config["quantization_config"] = {
             "quant_method": "blockwright",
-            "version": 1,
+            "version": 2 if parts else 1,
             "sites": sites,
             **({"cache": caches} if caches else {}),
+            **({"parts": parts} if parts else {}),
         }
     return config
+
+
+def _narrowed_parts(layout: Layout) -> dict[str, Any]:
+    """Part -> its format, and the shapes of its linears."""
+    found, kept = {}, list(layout.kept_blocks)
+    for item in layout.narrowed:
+        part = item.part
+        if part.channels is not None:
+            shapes = narrow_shapes(part.members, part.channels, len(item.kept))
+            found[layout.renamed(part.site.id)] = {
+                **item.spec,
+                "role": part.role.value,
+                "block": kept.index(part.site.block or 0),
+                "shapes": {layout.renamed(site): list(shape) for site, shape in shapes.items()},
+            }
+    return found
+
+
+def _dropped_parts(layout: Layout) -> dict[str, Any]:
+    """Part -> its format, and what stands for its modules."""
+    found, kept = {}, list(layout.kept_blocks)
+    for part in layout.dropped:
+        modules = tuple(replace(m, path=layout.renamed(m.path)) for m in part.absent)
+        found[layout.renamed(part.site.id)] = {
+            **format_named(str(DROP)).spec(),
+            "role": part.role.value,
+            "block": kept.index(part.site.block or 0),
+            "modules": absent_to_json(modules),
+        }
+    return found
 
 
 def _tensors(
@@ -262,8 +345,13 @@ def _tensors(
     """Name and tensor of everything that the folder holds, in the order of the layout."""
     for name in layout.parameters():
         sites = layout.packed_sites.get(name, [])
+        if name in layout.sentinels:
+            yield layout.renamed(name), torch.empty(0, dtype=torch.uint8)
+            continue
         if not sites:
-            yield layout.renamed(name), source.load([name])[name]
+            tensor = source.load([name])[name]
+            slice = layout.slices.get(name)
+            yield layout.renamed(name), tensor if slice is None else slice.of(tensor)
             continue
         if not any(site.stored_prefix + "weight" == name for site in sites):
             yield layout.renamed(name), torch.empty(0, dtype=torch.uint8)

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from blockwright.errors import ModelError
 from blockwright.kvcache.layer import QuantizedLayer, SlidingQuantizedLayer
-from blockwright.types import KEEP, CacheFormat
+from blockwright.types import DROP, KEEP, CacheFormat, PartRole
 
 Formats = Mapping[int, CacheFormat]
 """Layer -> its format; layers that are not named keep the model's own."""
@@ -23,8 +23,22 @@ def quantizable_layers(config: Any, format: CacheFormat) -> tuple[int, ...]:
 
     Linear attention and whatever else a model keeps stay as they are.
     """
-    layers = DynamicCache(config=config).layers
-    return tuple(i for i, layer in enumerate(layers) if quantized_layer(layer, format) is not None)
+    layers, gone = DynamicCache(config=config).layers, layers_without_attention(config)
+    return tuple(
+        index
+        for index, layer in enumerate(layers)
+        if index not in gone and quantized_layer(layer, format) is not None
+    )
+
+
+def layers_without_attention(config: Any) -> frozenset[int]:
+    """Layers of a fitted folder whose attention was dropped: they only count tokens."""
+    parts = _recorded(config).get("parts", {})
+    return frozenset(
+        int(spec["block"])
+        for spec in parts.values()
+        if spec["format"] == str(DROP) and spec["role"] == PartRole.ATTENTION
+    )
 
 
 def quantized_layer(layer: Any, format: CacheFormat) -> QuantizedLayer | None:
@@ -60,10 +74,15 @@ def chosen_formats(config: Any, kv: str | None = None) -> dict[int, CacheFormat]
         return {}
     if kv is not None:
         return formats_for(config, CacheFormat.parse(kv))
+    recorded = _recorded(config).get("cache", {})
+    return {int(layer): CacheFormat.from_spec(spec) for layer, spec in recorded.items()}
+
+
+def _recorded(config: Any) -> Mapping[str, Any]:
+    """What a fitted folder's config says; empty for other models."""
     quantization = getattr(config, "quantization_config", None) or {}
     given = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    recorded = given.get("cache", {}) if given.get("quant_method") == "blockwright" else {}
-    return {int(layer): CacheFormat.from_spec(spec) for layer, spec in recorded.items()}
+    return given if given.get("quant_method") == "blockwright" else {}
 
 
 def cache_of(config: Any, kv: str | None = None) -> Cache | None:

@@ -104,6 +104,18 @@ def build_scaled(
     return next(_solve_jobs(job.method, [job], _Layer(W_OI, statistics)))
 
 
+def build_filled(
+    site: str,
+    W_OI: Tensor,
+    statistics: Statistics,
+    wanted: WantedVariant,
+    filling: tuple[PackedFormat, LinearMethod],
+) -> BuiltVariant:
+    """A matrix of a part, by a format and a method of its own."""
+    job = _Job(site, wanted, *filling)
+    return next(_solve_jobs(job.method, [job], _Layer(W_OI, statistics)))
+
+
 @dataclass(frozen=True)
 class _Layer:
     """A weight and what reached it: what every candidate of the site is judged against."""

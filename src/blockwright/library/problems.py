@@ -38,6 +38,7 @@ def problem_from_json(data: dict[str, Any], where: str) -> Problem:
             known["memory"] = Memory.from_json(known["memory"])
         if known.get("timing") is not None:
             known["timing"] = Timing.from_json(known["timing"])
+        known["blocks"] = tuple(data.get("blocks", ()))
         known["pairs"] = tuple(map(_pair, data.get("pairs", ())))
         return Problem(**{**known, "options": options})
     except (KeyError, TypeError, ValueError) as error:

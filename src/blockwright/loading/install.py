@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from blockwright.anatomy import find_sites
+from blockwright.anatomy import find_sites, install_absent, install_narrow
 from blockwright.errors import FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._linear import FormatLinear
@@ -19,7 +19,7 @@ from blockwright.formats._operand import (
     install_operand,
     install_table,
 )
-from blockwright.types import PackedFormat, Site, SiteKind
+from blockwright.types import PackedFormat, Site, SiteKind, absent_from_json
 
 Specs = Mapping[str, Mapping[str, Any]]
 """Site id -> format spec."""
@@ -47,6 +47,23 @@ def install_sites(model: Any, specs: Specs) -> list[str]:
     for parameter, packed in experts.items():
         _install_experts(model, parameter, packed, specs)
     return sentinels(model, specs)
+
+
+def install_parts(model: Any, parts: Specs) -> None:
+    """Put stand-ins where parts were dropped, and smaller linears where FFNs are narrower;
+    ``parts``: part id -> what the folder says of it.
+
+    Raises ``FormatError`` for a part that is not in this model.
+    """
+    for part, spec in parts.items():
+        format_from_spec(spec)
+        try:
+            install_absent(model, absent_from_json(spec.get("modules", {})))
+            install_narrow(model, spec.get("shapes", {}))
+        except AttributeError:
+            raise FormatError(
+                f"this folder changes {part}, which its model does not have"
+            ) from None
 
 
 def sentinels(model: nn.Module, specs: Specs) -> list[str]:

@@ -19,10 +19,16 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blockwright.errors import FormatError
-from blockwright.loading.install import install_sites, packed_modules, sentinels
+from blockwright.loading.install import (
+    install_parts,
+    install_sites,
+    packed_modules,
+    sentinels,
+)
 
 QUANT_METHOD = "blockwright"
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
+"""2: parts are left out."""
 
 
 class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -31,12 +37,14 @@ class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def __init__(
         self,
         sites: Mapping[str, Mapping[str, Any]] | None = None,
-        version: int = CONFIG_VERSION,
+        version: int = 1,
         cache: Mapping[str, Mapping[str, Any]] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
         **rest: Any,
     ) -> None:
         """``sites``: site id -> format spec; ``cache``: layer -> spec of its KV cache, which
-        ``generate`` of Blockwright uses by default.
+        ``generate`` of Blockwright uses by default; ``parts``: part id -> its format and what
+        stands for its modules.
         """
         if version > CONFIG_VERSION:
             raise FormatError(
@@ -47,9 +55,11 @@ class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.version = version
         self.sites = dict(sites or {})
         self.cache = dict(cache or {})
+        self.parts = dict(parts or {})
 
     def to_dict(self) -> dict[str, Any]:
         held = {"cache": self.cache} if self.cache else {}
+        held |= {"parts": self.parts} if self.parts else {}
         return {
             "quant_method": QUANT_METHOD,
             "version": self.version,
@@ -71,6 +81,7 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        install_parts(model, self.quantization_config.parts)
         names = install_sites(model, self.quantization_config.sites)
         # The other implementations multiply with the whole stack of experts at once.
         model.set_experts_implementation("eager")

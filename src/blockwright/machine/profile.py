@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,13 @@ from blockwright.machine.kernels import ROUNDS, Bench, Clock, time_work
 from blockwright.machine.memory import longest_context
 from blockwright.machine.works import LOOKUP, Work, bare_works
 from blockwright.progress import Progress
-from blockwright.types import PROFILE_VERSION, PackedFormat, Phase, Profile, Workload
+from blockwright.types import PROFILE_VERSION, PackedFormat, Phase, Profile, Site, Workload
 
 SWEEP = 2
 """Bytes between two uses of a weight, in sizes of the last cache."""
+
+Resized = Sequence[tuple[Site, tuple[int, int]]]
+"""Sites that may have another shape (out, in) as well."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,18 @@ def measure_profile(
     device: str = "cpu",
     clock: Clock | None = None,
     rounds: int = ROUNDS,
+    resized: Resized = (),
 ) -> Profile:
     """Time every distinct product of a model in every format, and everything else of a forward.
 
-    ``clock`` gives nanoseconds.  Raises ``ProfileError`` for a workload the model cannot do.
+    ``clock`` gives nanoseconds; ``resized``: sites that may have another shape.  Raises
+    ``ProfileError`` for a workload the model cannot do.
     """
     check_workload(skeleton, workload)
     clock = clock or device_clock(device)
     hollow = hollow_model(skeleton, device)
     usage = count_usage(hollow, workload)
+    usage |= {work: usage[whole] for work, whole in _resized_works(resized)}
     dtype = next(iter(skeleton.parameters.values())).dtype
     sweep = SWEEP * last_cache_bytes()
     used = sum(tensor.nbytes for tensor in skeleton.parameters.values())
@@ -84,11 +90,26 @@ def measure_profile(
     )
 
 
+def _resized_works(resized: Resized) -> list[tuple[Work, Work]]:
+    """Works of other shapes, with those that they stand for."""
+    pairs = [
+        pair
+        for site, shape in resized
+        for pair in zip(bare_works(replace(site, shape=shape)), bare_works(site), strict=True)
+    ]
+    return sorted(set(pairs))
+
+
 def profile_inputs(
-    skeleton: Skeleton, formats: Iterable[PackedFormat], workload: Workload, device: str
+    skeleton: Skeleton,
+    formats: Iterable[PackedFormat],
+    workload: Workload,
+    device: str,
+    resized: Resized = (),
 ) -> dict[str, Any]:
     """Everything that a profile is a measurement of: its key in a library is made from this."""
-    works = sorted({str(work) for site in skeleton.sites for work in bare_works(site)})
+    sites = [*skeleton.sites, *(replace(site, shape=shape) for site, shape in resized)]
+    works = sorted({str(work) for site in sites for work in bare_works(site)})
     config = {k: v for k, v in skeleton.config.to_diff_dict().items() if not k.startswith("_")}
     return {
         "version": PROFILE_VERSION,

@@ -23,6 +23,7 @@ from blockwright.library.build import (
 from blockwright.library.group import build_group
 from blockwright.pipeline.curvature import moments_key, output_moments, site_moments
 from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variants
+from blockwright.pipeline.narrowing import build_part, parts_to_narrow, wanted_part_variants
 from blockwright.pipeline.opening import Run
 from blockwright.stream import Stream, weight_of
 from blockwright.types import (
@@ -91,6 +92,7 @@ def build_library(run: Run) -> Built:
     sites = [site for site in run.skeleton.sites if site.parameter]
     wanted = {site.id: wanted_variants(run, site) for site in sites}
     wanted |= {group.site.id: wanted_group_variants(run, group) for group in groups_of(run)}
+    wanted |= {part.site.id: wanted_part_variants(run, part) for part in parts_to_narrow(run)}
     missing = {
         site: [item for item in items if run.library.lookup(item.key) is None]
         for site, items in wanted.items()
@@ -113,10 +115,11 @@ def build_library(run: Run) -> Built:
 def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> None:
     stream = run.stream(dtype=run.capture_dtype)
     folder = run.library.work_folder(run.statistics_digest)
-    groups = groups_of(run)
+    groups, parts = groups_of(run), parts_to_narrow(run)
+    joint = [group.site for group in groups] + [part.site for part in parts]
 
     def needs(index: int) -> Collection[Statistic] | None:
-        sites = [*linear_sites(stream, index), *(g.site for g in groups if g.site.block == index)]
+        sites = [*linear_sites(stream, index), *(site for site in joint if site.block == index)]
         asked = [item for site in sites for item in missing[site.id]]
         return needs_of([item.candidate for item in asked]) if asked else None
 
@@ -126,6 +129,9 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> 
             for group in groups:
                 if group.site.block == block.index:
                     build_groups(run, group, block.statistics, missing[group.site.id])
+            for part in parts:
+                if part.site.block == block.index and missing[part.site.id]:
+                    build_part(run, part, block.statistics, missing[part.site.id])
             stage.advance()
     tables = [site for site in run.skeleton.tables if missing[site.id]]
     if tables:

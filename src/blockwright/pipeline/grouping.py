@@ -12,14 +12,13 @@ from blockwright.library import variant_key
 from blockwright.library.build import WantedVariant
 from blockwright.library.group import GroupTensors, group_inputs
 from blockwright.pipeline.opening import Run, by_id, digest_of
+from blockwright.pipeline.seeing import first_of_each, one_batch, pattern_of
 from blockwright.registry import is_scaled
-from blockwright.stream import Inputs, weight_of
-from blockwright.types import Candidate, Group, Site, SiteKind, group_site
+from blockwright.stream import weight_of
+from blockwright.types import Candidate, Group, Site, group_site
 
 SEARCH_VERSION = 1
 """Raised whenever other groups may be found: part of their key."""
-SEEN_TOKENS = 64
-"""Tokens of one calibration row on which groups are seen."""
 
 
 def groups_of(run: Run) -> tuple[Group, ...]:
@@ -33,7 +32,7 @@ def groups_of(run: Run) -> tuple[Group, ...]:
     groups = []
     for index in range(run.skeleton.num_blocks):
         sites = {site.id: site for site in run.skeleton.block_sites(index)}
-        for item in found[_pattern(run, index)]:
+        for item in found[pattern_of(run.skeleton, index)]:
             members = tuple(sites[f"{path}.{index}.{name}"] for name in item.members)
             groups.append(_group(index, f"{path}.{index}", item, members))
     if run.edited is None:
@@ -94,18 +93,13 @@ def _found_groups(run: Run) -> dict[tuple[str, ...], list[FoundGroup]]:
 
 def _search(run: Run) -> list[Any]:
     """Run the first block of every set of inner names on the first calibration tokens."""
-    first: dict[tuple[str, ...], int] = {}
-    for index in range(run.skeleton.num_blocks):
-        first.setdefault(_pattern(run, index), index)
-    stream, inputs = run.stream(), run.calibration_inputs
-    one = Inputs(inputs.name, inputs.values[:1, :SEEN_TOKENS].contiguous(), 1)
-    folder = run.library.work_folder("groups-" + run.statistics_digest)
-    stem = stream.run_stem(one, folder / "stem.bin")
-    hidden = stream.file(folder / "stem.bin", stem).read(0, 1)
+    first = first_of_each(run.skeleton)
+    stem, hidden = one_batch(run)
+    stream = run.stream()
     with run.progress.stage("find groups", len(first), "blocks") as stage:
         found = []
         for pattern, index in first.items():
-            groups = find_groups(stream, index, stem, hidden.to(stream.device))
+            groups = find_groups(stream, index, stem, hidden)
             found.append([pattern, [vars(group) for group in groups]])
             stage.advance()
     return found
@@ -118,13 +112,6 @@ def _read(item: Mapping[str, Sequence[Any]]) -> FoundGroup:
         offsets=tuple(item["offsets"]),
         refused=str(item["refused"]),
     )
-
-
-def _pattern(run: Run, index: int) -> tuple[str, ...]:
-    """Names of a block's linears relative to it."""
-    prefix = f"{run.skeleton.block_path}.{index}."
-    sites = run.skeleton.block_sites(index)
-    return tuple(s.id.removeprefix(prefix) for s in sites if s.kind is SiteKind.LINEAR)
 
 
 def _group(index: int, path: str, found: FoundGroup, members: tuple[Site, ...]) -> Group:

@@ -56,6 +56,7 @@ def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
         originals=work.originals,
         root=partial(boundary_root, run),
         target=work.target,
+        absent=Placement(run, plan).absent,
         heal=work.heal,
     )
     if not all(work.is_done(index) for index in work.stream.blocks):

@@ -24,6 +24,8 @@ from blockwright.progress import Progress, SilentProgress
 from blockwright.registry import is_scaled, resolve
 from blockwright.stream import BATCH_TOKENS, Around, Inputs, Stream, WeightSource
 from blockwright.types import (
+    DROP,
+    DROP_RUN,
     KEEP,
     CacheFormat,
     Candidate,
@@ -33,6 +35,7 @@ from blockwright.types import (
     Plan,
     Site,
     SiteKind,
+    WidthFormat,
 )
 
 
@@ -136,6 +139,22 @@ class Run(Opened):
             [self.original.fingerprint, self.texts.calibration.digest, self.surroundings]
         )
 
+    @property
+    def drops_parts(self) -> bool:
+        """Whether attention and FFNs are on offer to be dropped."""
+        return DROP in self.candidates
+
+    @property
+    def offers_parts(self) -> bool:
+        """Whether attention and FFNs are sites: to be dropped, or to be narrower."""
+        formats = (resolve(candidate)[0] for candidate in self.candidates)
+        return self.drops_parts or any(isinstance(format, WidthFormat) for format in formats)
+
+    @property
+    def drops_blocks(self) -> bool:
+        """Whether blocks are."""
+        return self.drops_parts or DROP_RUN in self.candidates
+
     def candidates_for(self, site: Site) -> list[Candidate]:
         """Candidates that can stand at this kind of site (built ones, not keep or drop): by their
         format; those that scale inputs at groups, and only those.
@@ -144,6 +163,8 @@ class Run(Opened):
             return self._planned_for(self.edited, site)
         if site.kind is SiteKind.TABLE and not self.counts_tables:
             return []
+        if site.kind is SiteKind.PART:
+            return [c for c in self.candidates if isinstance(resolve(c)[0], WidthFormat)]
         grouped = site.kind is SiteKind.GROUP
         kind = SiteKind.LINEAR if grouped else site.kind
         return [
@@ -159,7 +180,8 @@ class Run(Opened):
         choice = plan.choices.get(site.id)
         candidate = Candidate.parse(choice.candidate) if choice else KEEP
         stands = is_scaled(candidate) == (site.kind is SiteKind.GROUP)
-        return [candidate] if stands and isinstance(resolve(candidate)[0], PackedFormat) else []
+        built = isinstance(resolve(candidate)[0], PackedFormat | WidthFormat)
+        return [candidate] if stands and built else []
 
     def stored_bytes(self, candidate: Candidate, site: Site) -> int:
         """Bytes of a variant, from its format alone: the most, where values decide; 0 where the

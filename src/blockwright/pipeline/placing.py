@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from blockwright.formats import format_from_spec
 from blockwright.library.group import SCALE
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.healed import HealedTensors
+from blockwright.pipeline.narrowing import NarrowedSource, narrowings, packed_module
 from blockwright.pipeline.opening import Run
-from blockwright.stream import WeightSource
+from blockwright.pipeline.parting import dropped_parts
+from blockwright.stream import WeightSource, WithZeros
 from blockwright.types import (
     Group,
-    PackedFormat,
     PackedLinear,
     Plan,
     Site,
@@ -51,23 +50,48 @@ class Placement:
             elif choice.key:
                 self.keys[site] = choice.key
 
+        tensors = run.skeleton.parameters
+        self.narrowed = narrowings(run, plan)
+        """Narrower FFNs."""
+        whole = {narrowing.narrowed.part.site.id for narrowing in self.narrowed}
+        self.keys = {site: key for site, key in self.keys.items() if site not in whole}
+        dropped = dropped_parts(run, plan)
+        self.absent = {name: tensors[name] for part in dropped for name in part.parameters}
+        """Parameters that go with dropped parts, on ``meta``."""
+
     def spec(self, site: str) -> dict[str, Any]:
         """Format spec of a packed site."""
         return _record(self._run, self.keys[site], site).format_spec
 
+    def narrowed_specs(self) -> dict[str, dict[str, Any]]:
+        """Format specs of the packed matrices of narrower FFNs."""
+        return {
+            site.id: dict(narrowing.values)
+            for narrowing in self.narrowed
+            if narrowing.values is not None
+            for site in narrowing.narrowed.part.members
+        }
+
     def tensors(self, site: Site) -> dict[str, Tensor]:
         """Stored tensors of a packed site, healed where they are."""
+        for narrowing in self.narrowed:
+            if site.id in {member.id for member in narrowing.narrowed.part.members}:
+                return narrowing.packed(site)
         return {**stored_tensors(self._run, site, self.keys[site.id]), **self._healed.packed(site)}
 
     def module(self, site: Site) -> PackedLinear:
         """The packed module of a packed site."""
-        return loaded(self.spec(site.id), site, self.tensors(site))
+        return packed_module(self.spec(site.id), site, self.tensors(site))
 
     def source(self) -> WeightSource:
-        """The original's parameters, folded and healed."""
+        """The original's parameters, folded, narrowed and healed; dropped parts are zero."""
         base: WeightSource = self._run.original.parameters
         if self.groups:
             base = FoldedSource(self._run, base, self.groups)
+        if self.narrowed:
+            base = NarrowedSource(base, self.narrowed)
+        if self.absent:
+            base = WithZeros(base, self.absent)
         return self._healed.over(base)
 
 
@@ -117,17 +141,7 @@ def stored_tensors(run: Run, site: Site, key: str) -> dict[str, Tensor]:
 def dense_weight(run: Run, site: Site, key: str) -> Tensor:
     """A variant's weight [out, in], fp32, from the library; of a group's member in its scale."""
     spec = _record(run, key, site.id).format_spec
-    return loaded(spec, site, stored_tensors(run, site, key)).dequantize()
-
-
-def loaded(spec: Mapping[str, Any], site: Site, tensors: Mapping[str, Tensor]) -> PackedLinear:
-    """The packed module of stored tensors."""
-    format = format_from_spec(spec)
-    if not isinstance(format, PackedFormat):
-        raise TypeError(f"{site.id}: {format.name} has no packed tensors")
-    module = format.empty(site.shape, bias=False, dtype=torch.float32)
-    module.load_stored(tensors)
-    return module
+    return packed_module(spec, site, stored_tensors(run, site, key)).dequantize()
 
 
 def _record(run: Run, key: str, site: str) -> VariantRecord:

@@ -1,7 +1,8 @@
 """Poses the plan's problem: every candidate at every site, with its bytes and its predicted loss.
 
 Linears: the second-order KL, half the sum over outputs of G (how much the loss feels an output)
-times the variant's squared error there.  Tables and dropped blocks: measured on calibration rows.
+times the variant's squared error there.  Tables, dropped blocks and parts: measured on calibration
+rows.
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ from blockwright.pipeline.caching import (
 )
 from blockwright.pipeline.curvature import output_moments
 from blockwright.pipeline.dropping import (
-    drop_options,
+    Droppable,
+    declared_narrower,
     droppable,
     left_to_parts,
-    loss_without,
-    neighbours,
-    pair_of,
+    measure_drops,
+    narrow_option,
 )
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change, original_of_calibration
+from blockwright.pipeline.narrowing import parts_to_narrow
 from blockwright.pipeline.opening import Opened, Run
+from blockwright.pipeline.parting import parts_of
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.types import (
+    DROP_RUN,
     Choice,
     Group,
     Option,
     Pair,
+    Part,
     Problem,
     Site,
     SiteKind,
@@ -68,47 +73,61 @@ def pose_problem(run: Run, built: Built) -> Posed:
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
     options += [packed_option(site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
-    blocks, unavailable = droppable(run)
-    caches = caches_on_offer(run)
-    measured, pairs = _measured(run, tables, blocks, caches, {o.site for o in groups})
+    drops, caches = droppable(run), caches_on_offer(run)
+    narrower = [
+        (part, record)
+        for part in parts_to_narrow(run)
+        for record in (built.records[part.site.id, str(c)] for c in run.candidates_for(part.site))
+        if record.available
+    ]
+    measured, pairs = _measured(run, tables, drops, narrower, caches, {o.site for o in groups})
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
-    problem = replace(problem, loss_unit=loss_unit(run), pairs=tuple(pairs))
-    unavailable |= unavailable_caches(run)
+    blocks = tuple(site.id for site in run.skeleton.sites if site.kind is SiteKind.BLOCK)
+    problem = replace(
+        problem,
+        loss_unit=loss_unit(run),
+        pairs=tuple(pairs),
+        blocks=blocks,
+        one_run=DROP_RUN in run.candidates,
+    )
+    unavailable = drops.unavailable | unavailable_caches(run)
     return Posed(problem, {**built.unavailable, **unavailable})
 
 
 def _measured(
     run: Run,
     tables: Sequence[tuple[Site, VariantRecord]],
-    blocks: Sequence[Site],
+    drops: Droppable,
+    narrower: Sequence[tuple[Part, VariantRecord]],
     caches: Sequence[CacheOffer],
     grouped: Collection[str],
 ) -> tuple[list[Option], list[Pair]]:
-    """Tables, dropped blocks and KV caches, each by what it costs alone; neighbours by what both
-    cost.
+    """Tables, dropped blocks and parts, narrower parts and KV caches, each by what it costs alone;
+    neighbours by what both cost.
     """
-    adjacent, options, pairs = neighbours(blocks), list[Option](), list[Pair]()
-    if not tables and not blocks and not caches:
-        return options, pairs
-    held = {*grouped, *(offer.site for offer in caches)}
+    offered = parts_of(run) if run.edited else (*drops.parts, *(part for part, _ in narrower))
+    parts = {part.site.id: part.site for part in offered}
+    options = [left_to_parts(site) for site in parts.values()]
+    formats = sum(len(offer.formats) for offer in caches)
+    changes = len(tables) + drops.changes + len(narrower) + formats
+    if not changes:
+        return options, []
+    held = {*grouped, *parts, *(offer.site for offer in caches)}
     inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
     original = original_of_calibration(run, inputs)
-    formats = sum(len(offer.formats) for offer in caches)
-    changes = len(tables) + len(blocks) + len(adjacent) + formats
     with run.progress.stage("measure tables, blocks and caches", changes) as stage:
         for site, record in tables:
             choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
             loss = measure_change(run, {site.id: choice}, original)
             options.append(packed_option(site, record, loss))
             stage.advance()
-        dropped: dict[str, float] = {}
-        for site in blocks:
-            dropped[site.id] = loss_without(run, [site], original)
-            options += drop_options(run, site, dropped[site.id], held)
-            stage.advance()
-        for both in adjacent:
-            together = loss_without(run, both, original)
-            pairs.append(pair_of(both, together - sum(dropped[site.id] for site in both)))
+        dropped, pairs = measure_drops(run, drops, original, held, stage.advance)
+        options += dropped
+        for part, record in narrower:
+            option = narrow_option(run, part, record, held)
+            choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)
+            loss = measure_change(run, {part.site.id: choice}, original)
+            options.append(replace(option, loss=loss))
             stage.advance()
         for offer in caches:
             options += cache_options(run, offer, original)
@@ -145,6 +164,8 @@ def declared_problem(run: Run) -> Problem:
             )
             options += [packed_option(site, record, 0.0)] if stored else []
     options += [option for group in groups_of(run) for option in _declared(run, group)]
+    for part in parts_to_narrow(run):
+        options += declared_narrower(run, part, {o.site for o in options})
     options += [option for offer in caches_on_offer(run) for option in declared_caches(offer)]
     return problem_of(run, options, run.statistics_digest)
 

@@ -8,6 +8,7 @@ import shutil
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.caching import caches_on_offer
+from blockwright.pipeline.dropping import MEASURED_DROPS
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.lossless_price import price_lossless
 from blockwright.pipeline.opening import Run, open_run
@@ -25,9 +26,10 @@ from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.pipeline.weighing import check_limits
 from blockwright.progress import Progress, SilentProgress
 from blockwright.refine import LEAST_BATCHES, healing_inputs
+from blockwright.registry import resolve
 from blockwright.stream import BATCH_TOKENS
 from blockwright.stream.executor import CHUNK_LOGIT_BYTES
-from blockwright.types import DROP, FitRequest, Price, SiteKind
+from blockwright.types import FitRequest, Price, SiteKind, WidthFormat
 
 RIVALS = 2
 """The solved plan and the uniform one."""
@@ -126,9 +128,13 @@ def _healing_seconds(run: Run, costs: UnitCosts) -> float:
 
 
 def _changes_seconds(run: Run, costs: UnitCosts) -> float:
-    """Tables, dropped blocks and KV caches, each measured by itself on some calibration text."""
+    """Tables, dropped blocks and parts, and KV caches, each measured by itself on some calibration
+    text.
+    """
     changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
-    changes += run.skeleton.num_blocks * (DROP in run.candidates)
+    changes += MEASURED_DROPS * run.skeleton.num_blocks * run.drops_blocks
+    narrower = sum(isinstance(resolve(c)[0], WidthFormat) for c in run.candidates)
+    changes += narrower * run.skeleton.num_blocks
     changes += sum(len(offer.formats) for offer in caches_on_offer(run))
     if not changes:
         return 0.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import build_skeleton
+from blockwright.anatomy import Skeleton, build_skeleton, install_narrow
 from blockwright.assemble import Layout, Specs, StoredTensors, write_model
 from blockwright.checkpoint import Checkpoint, ParameterSource
 from blockwright.errors import BudgetError, ModelError
@@ -26,9 +26,10 @@ from blockwright.pipeline.measuring import (
     planned_caches,
 )
 from blockwright.pipeline.opening import Opened, Run
+from blockwright.pipeline.parting import dropped_parts
 from blockwright.pipeline.placing import Placement
-from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource
-from blockwright.types import KEEP, Plan, Quality, Speed
+from blockwright.stream import FittedFolder, Inputs, Stream, WeightSource, WithZeros
+from blockwright.types import KEEP, Plan, Quality, Speed, absent_from_json
 
 Caches = Mapping[int, Mapping[str, Any]]
 """Block -> spec of its KV cache's format."""
@@ -62,16 +63,24 @@ class Proof:
 def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     """Assemble the plan in an empty folder; returns file bytes, which must keep the budget."""
     placement = Placement(run, plan)
-    specs = {site: placement.spec(site) for site in placement.keys}
+    specs = {site: placement.spec(site) for site in placement.keys} | placement.narrowed_specs()
     caches = {block: format.spec() for block, format in planned_caches(plan).items()}
     layout = layout_of(run, specs, kept_blocks(run, plan), caches)
+    layout = replace(
+        layout,
+        dropped=dropped_parts(run, plan),
+        narrowed=[narrowing.narrowed for narrowing in placement.narrowed],
+    )
     size = fill_folder(run, layout, placement.source(), placement.tensors, plan, folder)
     check_size(run, size)
     return size
 
 
 def layout_of(
-    run: Opened, specs: Specs, kept: Sequence[int], caches: Caches | None = None
+    run: Opened,
+    specs: Specs,
+    kept: Sequence[int],
+    caches: Caches | None = None,
 ) -> Layout:
     """What a folder holds that packs the sites of ``specs`` and keeps some blocks."""
     checkpoint, names = run.original.checkpoint, run.original.parameters.unused
@@ -145,8 +154,11 @@ def open_fitted(
     """
     checkpoint = Checkpoint.open(folder)
     skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
-    weights: WeightSource = ParameterSource(skeleton.model, checkpoint)
     config = getattr(skeleton.config, "quantization_config", None)
+    parts = config.get("parts", {}) if isinstance(config, dict) else {}
+    for spec in parts.values():
+        install_narrow(skeleton.model, spec.get("shapes", {}))
+    weights: WeightSource = ParameterSource(skeleton.model, checkpoint)
     if config is not None:
         if config.get("quant_method") != "blockwright":
             raise ModelError(
@@ -154,10 +166,18 @@ def open_fitted(
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.parameters.items()}
         weights = FittedFolder(weights, checkpoint, skeleton.sites, shapes, config["sites"])
+        weights = WithZeros(weights, absent_parameters(skeleton, parts))
     if kv not in (None, str(KEEP)) and skeleton.task != "causal-lm":
         raise ModelError(f"{folder} has no language head: it keeps no KV cache; leave --kv out")
     formats = chosen_formats(skeleton.config, kv)
     return Stream(skeleton, weights, dtype=torch.float32, device=device, around=decoded(formats))
+
+
+def absent_parameters(skeleton: Skeleton, parts: Specs) -> dict[str, Tensor]:
+    """What a folder leaves out with its dropped parts, on ``meta``."""
+    paths = [m.path for spec in parts.values() for m in absent_from_json(spec.get("modules", {}))]
+    inside = tuple(f"{path}." for path in paths)
+    return {n: tensor for n, tensor in skeleton.parameters.items() if n.startswith(inside)}
 
 
 def check_reload(run: Run, out: Path, fitted: FinalHidden) -> Speed | None:

@@ -166,7 +166,7 @@ def refined_variants(run: Run, plan: Plan) -> dict[str, WantedVariant]:
         seen = f"{run.statistics_digest}/refined-in/{prefix}/{name}"
         if name in groups:
             found[name] = wanted_group_variant(run, groups[name], candidate, seen)
-        elif sites[name].kind is SiteKind.LINEAR:
+        elif name in sites and sites[name].kind is SiteKind.LINEAR:
             found[name] = wanted_variant(run, sites[name], candidate, seen)
     return found
 

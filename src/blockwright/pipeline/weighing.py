@@ -15,6 +15,7 @@ from blockwright.machine import (
     works_of,
 )
 from blockwright.pipeline.caching import formats_on_offer
+from blockwright.pipeline.narrowing import narrower_works, resized_sites
 from blockwright.pipeline.opening import Run, by_id, digest_of
 from blockwright.pipeline.posing import declared_problem
 from blockwright.plan import check_possible, with_profile, workload_of
@@ -29,6 +30,7 @@ from blockwright.types import (
     Problem,
     Profile,
     Site,
+    WidthFormat,
     Workload,
     cache_block,
 )
@@ -47,14 +49,14 @@ def check_limits(run: Run, *, timed: bool = True) -> None:
     meets, ``ProfileError`` for a profile or a workload that cannot be used, ``ModelError`` for a
     model whose memory cannot be counted.
 
-    With ``drop`` on offer nothing is known of the limits beforehand; a limit on speed is tried
-    against the machine's profile where ``timed``.
+    With blocks on offer to be dropped nothing is known of the limits beforehand; a limit on speed
+    is tried against the machine's profile where ``timed``.
     """
     check_workloads(run)
     budget = run.request.budget
     if budget is not None and not timed:
         budget = budget.without_speedup()
-    if budget is None or DROP in run.candidates:
+    if budget is None or run.drops_blocks:
         return
     problem = declared_problem(run)
     if budget.ram_bytes is not None or budget.speedup is not None:
@@ -102,12 +104,12 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
         return replace(option, resident_bytes=0)
     candidate = Candidate.parse(option.candidate)
     format = resolve(candidate)[0]
-    if format.name == "drop":
-        block = sites[option.site].block
-        return replace(
-            option,
-            resident_bytes=-run.skeleton.bytes_beside_sites(block) if block is not None else 0,
-        )
+    if format.name == str(DROP):
+        block = sites[option.site].block if option.site in sites else None
+        beside = option.other_bytes if block is None else -run.skeleton.bytes_beside_sites(block)
+        return replace(option, resident_bytes=beside)
+    if isinstance(format, WidthFormat):
+        return replace(option, work=narrower_works(run, option))
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):
@@ -153,8 +155,8 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
     found = profile_of(run, run.edited) if run.edited is not None else None
     if found is not None:
         return found, ()
-    formats = formats_of(problem)
-    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device)
+    formats, resized = formats_of(problem), resized_sites(run)
+    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device, resized)
     key = f"profile-of-{digest_of(inputs)}"
     stored = run.library.result(key)
     if stored is not None:
@@ -167,6 +169,7 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
         model=run.request.model,
         progress=run.progress,
         device=run.request.device,
+        resized=resized,
     )
     keep_profile(run, profile)
     run.library.store_result(key, profile.to_json())
@@ -218,8 +221,10 @@ def formats_of(problem: Problem) -> list[PackedFormat]:
 
 
 def packed_formats(candidates: Iterable[Candidate]) -> list[PackedFormat]:
-    """The packed formats of candidates, by name."""
-    formats = {format.name: format for format in (resolve(item)[0] for item in candidates)}
+    """The packed formats of candidates, those of narrower parts among them, by name."""
+    found = [resolve(item)[0] for item in candidates]
+    found += [each.values for each in found if isinstance(each, WidthFormat) and each.values]
+    formats = {format.name: format for format in found}
     return [format for _, format in sorted(formats.items()) if isinstance(format, PackedFormat)]
 
 

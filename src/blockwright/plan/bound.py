@@ -47,17 +47,18 @@ def bound_program(program: Program) -> Bounded:
         for limit in range(len(prices_L)):
             prices_L[limit] = _least_price(program, prices_L, limit)
     final = relax(program, prices_L)
-    fits = bool((room_left(program, final.taken) >= 0).all())
+    fits = bool((room_left(program, final.taken) >= 0).all()) and drops_possible(
+        program, final.taken
+    )
     best = final if final.bound > relaxed.bound else relaxed
     return Bounded(best, _fill(program, final.taken) if fits else None)
 
 
 def relax(program: Program, prices_L: Array) -> Relaxed:
     """The cheapest plan when bytes have prices, and the bound that it gives."""
-    price_N = program.loss + prices_L @ program.cost
+    price_N = _least_losses(program) + prices_L @ program.cost
     total_N, best_U = _best_of_subtrees(program, price_N)
     roots = program.parent < 0
-    least_of_pairs = np.minimum(program.pair_loss, 0.0).sum()
     open_U = np.zeros(len(program.units))
     plain_U = _least_by_unit(program, np.where(program.holds, np.inf, total_N))
     for depth in range(1, program.depth.max(initial=0) + 1):
@@ -66,10 +67,17 @@ def relax(program: Program, prices_L: Array) -> Relaxed:
         open_U[level] = open_U[parent] + plain_U[parent] - best_U[parent]
     slack_N = total_N - best_U[program.unit] + open_U[program.unit]
     return Relaxed(
-        bound=float(best_U[roots].sum() - prices_L @ program.bound + least_of_pairs),
+        bound=float(best_U[roots].sum() - prices_L @ program.bound),
         slack=slack_N,
         taken=_cheapest(program, total_N, best_U),
     )
+
+
+def _least_losses(program: Program) -> Array:
+    """[N] what a column adds at least: where a pair saves something, half of it each."""
+    loss_N = program.loss.astype(float)
+    np.add.at(loss_N, program.pair, np.minimum(program.pair_loss, 0.0)[:, None] / 2)
+    return loss_N
 
 
 def smallest_cost(program: Program, limit: int) -> int:
@@ -84,6 +92,13 @@ def loss_of(program: Program, taken: Array) -> float:
     chosen_N[taken] = True
     both_P = chosen_N[program.pair].all(axis=1)
     return float(program.loss[taken].sum() + program.pair_loss[both_P].sum())
+
+
+def drops_possible(program: Program, taken: Array) -> bool:
+    """Whether a block stays, and those that go are neighbours where they have to be."""
+    dropped_B = np.isin(program.drops, taken)
+    runs = np.count_nonzero(np.diff(dropped_B, prepend=False) & dropped_B)
+    return bool(not dropped_B.all() or not len(dropped_B)) and bool(runs < 2 or not program.one_run)
 
 
 def room_left(program: Program, taken: Array) -> Array:

@@ -3,8 +3,8 @@
 Predictions add up site by site; what plans really cost says by how much that is wrong, and for
 which kinds of site (those of one name, over all blocks).  All linears get the factor that fits the
 measured plans best, and each kind its own near it, by ridge regression of the measured on the
-predicted losses of its sites.  Tables and dropped blocks were measured, not predicted: theirs stay
-near 1.
+predicted losses of its sites.  Tables, dropped blocks and narrower parts were measured, not
+predicted: theirs stay near 1.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from blockwright.types import Option, Plan, Problem
+from blockwright.types import Candidate, Option, Plan, Problem
 
 RIDGE = 0.01
 """Weight of the wish that kinds differ little, against relative errors of predicted plans."""
 LARGEST_FACTOR = 4.0
 INDEX = re.compile(r"(?<=[.\[])\d+(?=[.\]]|$)")
+STRUCTURES = ("drop", "narrow")
+"""Formats whose losses were measured, wherever they stand."""
 MEASURED = "selection_loss"
 """The figure of a measured plan that its predicted loss stands for."""
 
 
 def kind_of(option: Option) -> str:
-    """The site's name without block and expert numbers; ``drop`` for dropped blocks."""
-    return "drop" if option.candidate == "drop" else INDEX.sub("*", option.site)
+    """The site's name without block and expert numbers; ``drop`` for dropped blocks and parts,
+    ``narrow`` for narrower parts.
+    """
+    structure = Candidate.parse(option.candidate).format.partition("-")[0]
+    return structure if structure in STRUCTURES else INDEX.sub("*", option.site)
 
 
 def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, float]:
@@ -54,6 +59,7 @@ def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, 
     normal_KK = share_PK.T @ share_PK + RIDGE * np.eye(len(kinds))
     linear_K = np.zeros(len(kinds), dtype=bool)
     linear_K[[place[kind_of(option)] for option in problem.options if option.weights]] = True
+    linear_K[[place[kind] for kind in STRUCTURES if kind in place]] = False
     target_K = share_PK.sum(axis=0) + RIDGE * np.where(
         linear_K, _shared_factor(share_PK, linear_K), 1.0
     )

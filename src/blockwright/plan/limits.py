@@ -116,14 +116,16 @@ def known_memory(problem: Problem) -> Memory:
 
 
 def ram_of(option: Option, memory: Memory, context: int) -> int | None:
-    """Bytes of an option in memory; a dropped block takes its cache along, and a format of a cache
-    counts what it changes.
+    """Bytes of an option in memory; a dropped block or attention takes its cache along, and a
+    format of a cache counts what it changes.
     """
     if option.resident_bytes is None:
         return None
     block = cache_block(option.site)
     if block and option.candidate != "keep":
         return memory.changed_by_cache(block, option.candidate, context)
+    if option.cache:
+        return option.resident_bytes - memory.freed_by_part(option.cache, context)
     freed = memory.freed_by_drop(option.site, context) if option.candidate == "drop" else 0
     return option.resident_bytes - freed
 

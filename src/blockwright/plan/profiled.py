@@ -50,8 +50,7 @@ def timing_for(problem: Problem, workload: Workload) -> Timing:
 
 def _time_of(option: Option, profile: Profile) -> int | None:
     if option.candidate == "drop":
-        block = profile.blocks_ns.get(option.site)
-        return None if block is None else -block
+        return -profile.blocks_ns.get(option.site, 0)  # of a part: only its products are counted
     if option.candidate == "keep" and not option.work:
         return 0  # a block or a group that is left to its parts
     return profile.time_of(option.work) if option.work else None

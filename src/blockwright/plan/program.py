@@ -76,6 +76,12 @@ class Program:
     """[P, 2] columns that cost something together."""
     pair_loss: Array
     """[P]"""
+    drops: Array
+    """[B] columns that drop blocks, in order; -1 for a block that cannot be dropped.  Not all are
+    chosen.
+    """
+    one_run: bool
+    """Whether only neighbours among them are chosen."""
 
 
 def site_order(site: str) -> tuple[str | int, ...]:
@@ -95,7 +101,8 @@ def build_program(problem: Problem, limits: Sequence[Limit]) -> Program:
     contained = contained_units(columns, unit_of)
     units = tuple(sorted({column.unit for column in columns}, key=site_order))
     index = {unit: position for position, unit in enumerate(units)}
-    paired = {unit_of[site] for pair in problem.pairs for site in pair.sites if site in unit_of}
+    bound = {site for pair in problem.pairs for site in pair.sites}.union(problem.blocks)
+    paired = {unit_of[site] for site in bound if site in unit_of}
     compared = without_dominated(column for column in columns if column.unit not in paired)
     compared += [column for column in columns if column.unit in paired]
     kept = sorted(compared, key=lambda c: (index[c.unit], c.preference))
@@ -113,6 +120,8 @@ def build_program(problem: Problem, limits: Sequence[Limit]) -> Program:
         depth=depth,
         pair=pairs,
         pair_loss=pair_loss,
+        drops=_dropping_columns(problem.blocks, kept),
+        one_run=problem.one_run,
     )
 
 
@@ -130,6 +139,17 @@ def _paired_columns(pairs: Iterable[Pair], columns: Sequence[Column]) -> tuple[A
             found.append((place[first], place[second], pair.loss))
     columns_P2 = np.array([item[:2] for item in found], dtype=np.int64).reshape(-1, 2)
     return columns_P2, np.array([item[2] for item in found])
+
+
+def _dropping_columns(blocks: Sequence[str], columns: Sequence[Column]) -> Array:
+    """The columns that drop these blocks."""
+    place = {
+        option.site: index
+        for index, column in enumerate(columns)
+        for option in column.options
+        if option.candidate == "drop"
+    }
+    return np.array([place.get(block, -1) for block in blocks], dtype=np.int64)
 
 
 def units_by_site(options: Iterable[Option]) -> dict[str, str]:

@@ -58,15 +58,20 @@ def _search(program: Program, open_columns: Array, known: Array | None) -> Array
     usual = loss_of(program, known) if known is not None else float(np.median(np.abs(loss_N)))
     scale = OBJECTIVE / abs(usual) if usual else 1.0
     pair_P2, pair_loss_P = _open_pairs(program, open_columns)
-    spare = len(pair_P2)
+    begins = len(program.drops) if program.one_run else 0
+    spare = len(pair_P2) + begins
     fixed = [_wider(_decided_once(program, open_columns), spare)]
-    fixed += _both_or_not(pair_P2, pair_loss_P, len(open_columns)) if spare else []
+    both = _both_or_not(pair_P2, pair_loss_P, len(open_columns)) if len(pair_P2) else []
+    fixed += [_wider(rows, begins) for rows in both]
+    dropped = (program.drops[:, None] == open_columns[None]).astype(float)
+    fixed += _one_run(dropped, len(pair_P2)) if begins else []
+    fixed += [_wider(_one_stays(dropped), spare)] if len(dropped) else []
     bound_L = program.bound.copy()
     for _ in range(ATTEMPTS):
         limits = [_row(c, b) for c, b in zip(program.cost[:, open_columns], bound_L, strict=True)]
         with _quiet():
             result = milp(
-                np.concatenate([loss_N, pair_loss_P]) * scale,
+                np.concatenate([loss_N, pair_loss_P, np.zeros(begins)]) * scale,
                 constraints=[*fixed, *(_wider(limit, spare) for limit in limits)],
                 integrality=np.ones(len(open_columns) + spare, dtype=np.int64),
                 bounds=Bounds(0, 1),
@@ -102,6 +107,25 @@ def _both_or_not(pair_P2: Array, loss_P: Array, columns: int) -> list[LinearCons
     least = LinearConstraint(hstack([chosen, both]), -np.inf, 1)
     most = LinearConstraint(hstack([chosen, 2 * both]), 0, np.inf)
     return [least, most]
+
+
+def _one_stays(dropped_BN: Array) -> LinearConstraint:
+    """Not every block is dropped; ``dropped_BN``: 1 where a column drops a block."""
+    return LinearConstraint(csr_matrix(dropped_BN.sum(0)[None]), 0, len(dropped_BN) - 1)
+
+
+def _one_run(dropped_BN: Array, before: int) -> list[LinearConstraint]:
+    """One more variable per block, behind ``before`` others: 1 where a run of drops begins; at most
+    one does.
+    """
+    blocks, width = len(dropped_BN), dropped_BN.shape[1] + before
+    grows = np.diff(dropped_BN, axis=0, prepend=0.0)
+    rows = hstack([csr_matrix(grows), csr_matrix((blocks, before)), -identity(blocks)])
+    begun = np.concatenate([np.zeros(width), np.ones(blocks)])
+    return [
+        LinearConstraint(csr_matrix(rows), -np.inf, 0),
+        LinearConstraint(csr_matrix(begun[None]), 0, 1),
+    ]
 
 
 def _wider(rows: LinearConstraint, spare: int) -> LinearConstraint:

@@ -7,7 +7,7 @@ and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ class HealedBlocks:
     the settings do."""
     target: Callable[[int, Stem], ActivationFile]
     """Outputs of the original block on original inputs."""
+    absent: Collection[str]
+    """Parameters that go with dropped parts: they are at zero and stay there."""
     heal: Callable[[int, Callable[[], Tuned]], None]
     """Store what the call gives, or the reason of its ``NumericalError``."""
 
@@ -135,7 +137,9 @@ def _tune(
     if settings.rounding_rate:
         pace = settings.rounding_rate / settings.rate
         rounding = Rounding(blocks.originals(index), pace, settings.rounding_pull)
-    block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index), rounding)
+    block = TunableBlock(
+        stream, index, blocks.block(index), blocks.packed(index), rounding, blocks.absent
+    )
     behind = {other: stream.block(other).requires_grad_(False) for other in following}
 
     def forward(values: Values, inputs: Tensor, calls: Sequence[BlockCall]) -> Tensor:

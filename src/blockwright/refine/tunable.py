@@ -15,7 +15,7 @@ Names of tuned tensors:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,10 @@ class TunableBlock:
         block: nn.Module,
         packed: Mapping[Site, PackedLinear],
         rounding: Rounding | None = None,
+        absent: Collection[str] = (),
     ) -> None:
         """``packed``: portable modules of the block's packed sites; without ``rounding`` their
-        codes never change.
+        codes never change; ``absent``: parameters that are not there and stay at zero.
 
         The block's own copies of packed weights are let go.
         """
@@ -63,7 +64,7 @@ class TunableBlock:
         for site, module in packed.items():
             self._packed[site.parameter].append((site, module))
         stored = stream.skeleton.parameters
-        weights = {site.parameter for site in stream.skeleton.block_sites(index)}
+        left = {*absent, *(site.parameter for site in stream.skeleton.block_sites(index))}
         self.trained: dict[str, Trained] = {}
         for site, module in packed.items():
             for name in depended_on(module):
@@ -72,7 +73,7 @@ class TunableBlock:
             if rounding is not None:
                 self.trained |= trained_codes(site, module, rounding)
         for name, parameter in stream.parameters(index, block).items():
-            if parameter.ndim == 1 and parameter.is_floating_point() and name not in weights:
+            if parameter.ndim == 1 and parameter.is_floating_point() and name not in left:
                 tuned = TrainedTensor(parameter, dtype=stored[name].dtype)
                 self.trained[parameter_name(name)] = tuned
         self._kept = self._experts_kept(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockwright.report.wording import grouped, ranges, share, small, split_candidate
@@ -56,7 +57,7 @@ class MapView:
     one_method: str
     """The method of all built candidates, if it is one: then the cells leave it out."""
     dropped: str
-    """Which blocks are gone; empty where none is."""
+    """Which blocks and parts are gone; empty where none is."""
 
 
 def map_view(report: Report) -> MapView:
@@ -70,14 +71,30 @@ def map_view(report: Report) -> MapView:
         for c in report.map.columns
     ]
     names = [name for name, _ in columns]
-    gone = [row.block for row in report.map.rows if row.dropped]
     return MapView(
         columns=tuple(columns),
         rows=tuple(_row(row, names, bool(one_method), total) for row in report.map.rows),
         legend=_legend(cells),
         one_method=one_method,
-        dropped=f"{_blocks(len(gone))} {ranges(gone)}" if gone else "",
+        dropped=_dropped(report.map.rows),
     )
+
+
+def _dropped(rows: Sequence[MapRow]) -> str:
+    """``2 blocks, 3 and 4; self_attn of block 1``"""
+    whole = [row.block for row in rows if row.dropped]
+    parts: dict[str, list[int]] = {}
+    for row in rows:
+        names = {cell.dropped_with for cell in row.cells if _is_gone(cell)} - {""}
+        for name in sorted(names) if not row.dropped else ():
+            parts.setdefault(name, []).append(row.block)
+    found = [f"{_blocks(len(whole))} {ranges(whole)}"] if whole else []
+    found += [f"{name} of {_blocks(len(of))} {ranges(of)}" for name, of in parts.items()]
+    return "; ".join(found)
+
+
+def _is_gone(cell: MapCell) -> bool:
+    return cell.candidate == "drop" and not cell.others
 
 
 def _blocks(number: int) -> str:
@@ -117,8 +134,8 @@ def _cell(block: int, name: str, cell: MapCell, short: bool, total: float) -> Ce
 def _told(cell: MapCell, total: float) -> str:
     kinds = ", ".join(f"{name} at {count}" for name, count in cell.others.items())
     parts = [kinds or cell.candidate]
-    if cell.candidate == "drop" and not cell.others:
-        return "dropped with its block"
+    if _is_gone(cell):
+        return f"dropped with all of {cell.dropped_with or 'its block'}"
     parts.append(f"{cell.bits_per_weight:.2f} bits per weight")
     parts.append(format_bytes(cell.stored_bytes))
     loss = f"predicted loss {small(cell.predicted_loss)}"

@@ -18,6 +18,8 @@ Columns = dict[str, list[Site]]
 class Decision:
     """What stands at one site: its own choice, or its part of a choice that covers several."""
 
+    site: str
+    """Whose choice it is."""
     candidate: str
     stored_bytes: float
     loss: float
@@ -27,11 +29,15 @@ class Decision:
 def map_plan(sites: Sequence[Site], plan: Plan, problem: Problem) -> PlanMap:
     """Rows are blocks, columns the names of linear sites in the order of the block."""
     decided = decide(sites, plan, problem)
-    blocks = {site.block or 0: by_column(sites, site) for site in sites if _is_block(site)}
+    blocks = {site: by_column(sites, site) for site in sites if _is_block(site)}
     columns = _columns(list(blocks.values()))
     places = {column.name: index for index, column in enumerate(columns)}
     rows = [
-        _row(block, [_cell(places[name], found[name], decided) for name in found], found)
+        _row(
+            block.block or 0,
+            [_cell(places[name], found[name], decided, block.id) for name in found],
+            found,
+        )
         for block, found in blocks.items()
     ]
     tables = [_table(site, decided[site.id]) for site in sites if site.id in decided]
@@ -53,7 +59,11 @@ def decide(sites: Sequence[Site], plan: Plan, problem: Problem) -> dict[str, Dec
         for covered in covers:
             share = weights.get(covered, 0) / total if total else 1 / len(covers)
             found[covered] = Decision(
-                choice.candidate, share * choice.stored_bytes, share * choice.loss, tuple(covers)
+                site,
+                choice.candidate,
+                share * choice.stored_bytes,
+                share * choice.loss,
+                tuple(covers),
             )
     return found
 
@@ -90,14 +100,17 @@ def _columns(blocks: Sequence[Columns]) -> tuple[MapColumn, ...]:
     return tuple(MapColumn(name=name, sites_per_block=most[name]) for name in order)
 
 
-def _cell(column: int, members: Sequence[Site], decided: Mapping[str, Decision]) -> MapCell:
-    nothing = Decision(UNDECIDED.candidate, 0.0, 0.0, ())
+def _cell(
+    column: int, members: Sequence[Site], decided: Mapping[str, Decision], block: str
+) -> MapCell:
+    nothing = Decision("", UNDECIDED.candidate, 0.0, 0.0, ())
     found = [decided.get(site.id, nothing) for site in members]
     counts = Counter(decision.candidate for decision in found)
     stored = sum(decision.stored_bytes for decision in found)
     weights = sum(site.weights for site in members)
     own = {site.id for site in members}
     together = {name for d in found if d.candidate != "drop" for name in d.covers} - own
+    gone = {name_inside(d.site, block) for d in found if d.candidate == "drop" and d.site != block}
     return MapCell(
         column=column,
         candidate=max(counts, key=lambda name: (counts[name], name)),
@@ -106,6 +119,7 @@ def _cell(column: int, members: Sequence[Site], decided: Mapping[str, Decision])
         predicted_loss=sum(decision.loss for decision in found),
         sites=len(members),
         others=dict(counts.most_common()) if len(counts) > 1 else {},
+        dropped_with=", ".join(sorted(gone)),
         decided_with=tuple(sorted({name.rpartition(".")[2] for name in together})),
     )
 

@@ -64,6 +64,25 @@ def part_of(site: Site, parameter: Tensor) -> Tensor:
     return part.T if site.transposed else part
 
 
+class WithZeros:
+    """A source with zeros in place of parameters that are not there (of dropped parts)."""
+
+    def __init__(self, base: WeightSource, absent: Mapping[str, Tensor]) -> None:
+        """``absent``: name -> a tensor of its shape and dtype, on ``meta``."""
+        self._base, self._absent = base, absent
+
+    def load(self, parameters: Iterable[str]) -> dict[str, Tensor]:
+        names = list(parameters)
+        held = self._base.load([name for name in names if name not in self._absent])
+        return {
+            name: held[name] if name in held else _zeros_like(self._absent[name]) for name in names
+        }
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
 class FittedFolder:
     """A folder written by Blockwright: packed sites are dequantized to fp32, the rest is read as it
     is.

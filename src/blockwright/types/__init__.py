@@ -2,7 +2,7 @@
 
 from blockwright.types.budget import Budget, parse_size
 from blockwright.types.cache import CacheFormat, KeyGroups, cache_block, cache_site
-from blockwright.types.candidate import DROP, KEEP, Candidate
+from blockwright.types.candidate import DROP, DROP_RUN, KEEP, Candidate
 from blockwright.types.composite import (
     CompositeFormat,
     FactoredFormat,
@@ -39,6 +39,15 @@ from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod, Method, ScalingMethod
+from blockwright.types.part import (
+    AbsentModule,
+    NarrowedPart,
+    Part,
+    PartRole,
+    absent_from_json,
+    absent_to_json,
+    part_site,
+)
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Pair, Plan, Problem, Timing
 from blockwright.types.profile import PROFILE_VERSION, Profile
 from blockwright.types.recipe import Recipe
@@ -62,18 +71,22 @@ from blockwright.types.solution import (
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
+from blockwright.types.width import Channels, WidthFormat, WidthMethod
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
     "DEFAULT_CONTEXT",
     "DROP",
+    "DROP_RUN",
     "KEEP",
     "PLAN_VERSION",
     "PROFILE_VERSION",
+    "AbsentModule",
     "Budget",
     "CacheFormat",
     "CacheGrowth",
     "Candidate",
+    "Channels",
     "Choice",
     "CompositeFormat",
     "DenseSolution",
@@ -104,6 +117,7 @@ __all__ = [
     "Method",
     "MixedRowsFormat",
     "MixedRowsSolution",
+    "NarrowedPart",
     "OffsetFormat",
     "Option",
     "OutlierFormat",
@@ -111,6 +125,8 @@ __all__ = [
     "PackedFormat",
     "PackedLinear",
     "Pair",
+    "Part",
+    "PartRole",
     "PermutedFormat",
     "PermutedSolution",
     "Phase",
@@ -141,14 +157,19 @@ __all__ = [
     "VariantRecord",
     "VectorFormat",
     "VectorSolution",
+    "WidthFormat",
+    "WidthMethod",
     "Workload",
     "WrappedFormat",
     "WrappedSolution",
     "ZeroPointFormat",
+    "absent_from_json",
+    "absent_to_json",
     "cache_block",
     "cache_site",
     "group_site",
     "packed_name",
     "parameter_name",
     "parse_size",
+    "part_site",
 ]

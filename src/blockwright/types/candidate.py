@@ -61,3 +61,5 @@ class Candidate:
 
 KEEP = Candidate("keep")
 DROP = Candidate("drop")
+DROP_RUN = Candidate("drop-run")
+"""Blocks on offer that are dropped as one run of neighbours; in a plan they are ``drop``."""

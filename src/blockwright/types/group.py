@@ -33,10 +33,15 @@ def group_site(block: int, block_path: str, names: Sequence[str], weights: int) 
 
     ``block_path``: of this block, ``model.layers.3``.
     """
+    path = f"{block_path}.{joined_names(names)}"
+    return Site(id=path, kind=SiteKind.GROUP, block=block, weights=weights)
+
+
+def joined_names(names: Sequence[str]) -> str:
+    """One name for several paths: ``self_attn.{q_proj,k_proj}``."""
     parts = [name.split(".") for name in names]
     shared = 0
     while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
     ends = ",".join(".".join(p[shared:]) for p in parts)
-    path = ".".join([block_path, *parts[0][:shared], f"{{{ends}}}"])
-    return Site(id=path, kind=SiteKind.GROUP, block=block, weights=weights)
+    return ".".join([*parts[0][:shared], f"{{{ends}}}"])

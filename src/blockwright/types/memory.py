@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+COUNTED_BYTES = 8
+"""What a cache holds of a token where attention was dropped, at most: two numbers in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,15 @@ class Memory:
     def freed_by_drop(self, block: str, context: int) -> int:
         """Bytes of the cache that a dropped block takes away."""
         return self.caches[block].at(context) if block in self.caches else 0
+
+    def freed_by_part(self, block: str, context: int) -> int:
+        """Bytes of a block's cache that its attention takes away: a number per token stays, as a
+        key and as a value.
+        """
+        if block not in self.caches:
+            return 0
+        counted = replace(self.caches[block], token_bytes=COUNTED_BYTES)
+        return self.caches[block].at(context) - counted.at(context)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Memory:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from blockwright.types.width import WidthMethod
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +25,7 @@ class LinearMethod(ABC):
     paper: ClassVar[str]
     """Authors, title, venue, year."""
     family: ClassVar[str]
-    """quantize, sparsify, lowrank or depth."""
+    """quantize, sparsify, lowrank, width or depth."""
     version: ClassVar[int]
     """Raised whenever the result changes: part of the library's key."""
     fills: ClassVar[type[Format]]
@@ -84,5 +86,5 @@ class ScalingMethod(ABC):
         """
 
 
-Method = LinearMethod | ScalingMethod
+Method = LinearMethod | ScalingMethod | WidthMethod
 """What a candidate's chain is made of."""

@@ -36,6 +36,8 @@ class Option:
     """
     tie: str = ""
     """Sites with one tie take the same candidate."""
+    cache: str = ""
+    """Block whose KV cache goes away with a dropped part."""
     other_bytes: int = 0
     """Change of the file size beside ``stored_bytes``, not in bits per weight: names in the header;
     negative for what goes away as well (a dropped block's norms)."""
@@ -95,6 +97,10 @@ class Problem:
     original_bytes: int
     loss_unit: str = "squared output error"
     pairs: tuple[Pair, ...] = ()
+    blocks: tuple[str, ...] = ()
+    """All blocks, in order, of which one stays at least."""
+    one_run: bool = False
+    """Whether those that are dropped are one run of neighbours."""
     memory: Memory | None = None
     """What the loaded model holds beside its sites; None: not known, see ``memory_unknown``."""
     memory_unknown: str = ""

@@ -98,6 +98,10 @@ class MapCell:
     sites: int
     others: Mapping[str, int] = field(default_factory=dict)
     """Candidate -> sites, where the sites of a cell differ."""
+    dropped_with: str = ""
+    """Where it is dropped, what was dropped: the part's name inside the block; empty for the whole
+    block.
+    """
     decided_with: tuple[str, ...] = ()
     """Columns that one decision covers together; bytes and loss are of all of them."""
 

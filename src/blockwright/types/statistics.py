@@ -68,9 +68,29 @@ class Statistics:
             output_gradient=self.output_gradient,
         )
 
+    def of_inputs(self, kept_K: Tensor) -> Statistics:
+        """What is seen of some inputs alone."""
+        gram, cross = self.input_gram, self.cross_gram
+        return replace(
+            self,
+            input_gram=None if gram is None else gram[kept_K][:, kept_K].contiguous(),
+            cross_gram=None if cross is None else cross[kept_K][:, kept_K].contiguous(),
+            input_samples=_columns(self.input_samples, kept_K),
+            input_absmax=_columns(self.input_absmax, kept_K),
+            input_absmean=_columns(self.input_absmean, kept_K),
+        )
+
+    def of_outputs(self, rows_R: Tensor) -> Statistics:
+        """What is known of some outputs alone."""
+        return replace(self, output_gradient=_columns(self.output_gradient, rows_R))
+
     def need(self, name: Statistic) -> Tensor:
         """The tensor of a statistic; raises ``StatisticMissingError`` when it is not there."""
         value: Tensor | None = getattr(self, name.value)
         if value is None:
             raise StatisticMissingError(f"statistic {name.value} was not declared or not gathered")
         return value
+
+
+def _columns(tensor: Tensor | None, kept: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor[..., kept].contiguous()

@@ -1,0 +1,133 @@
+"""Builds narrower variants of a part: which channels stay, and the matrix behind them.
+
+An entry holds the channels and the writer's weight; where the smaller matrices are stored in
+another format, their packed tensors under the names of ``types.variant`` in place of that weight.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from blockwright.errors import NumericalError
+from blockwright.library.build import BuiltVariant, WantedVariant, build_filled
+from blockwright.registry import resolve
+from blockwright.types import (
+    LinearMethod,
+    Part,
+    Statistic,
+    Statistics,
+    VariantRecord,
+    WidthFormat,
+    WidthMethod,
+    packed_name,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+CHANNELS, WEIGHT = "channels", "weight"
+"""Names in an entry: int64 [K], and the writer's weight [O, K] in its stored dtype."""
+
+
+@dataclass(frozen=True)
+class PartTensors:
+    """An FFN's matrices as the original has them, and what they saw."""
+
+    weights_OI: Mapping[str, Tensor]  # noqa: N815 - shape suffix
+    """fp32, by site"""
+    dtype: torch.dtype
+    """The writer's, as it is stored."""
+    statistics: Mapping[str, Statistics]
+    """By site."""
+
+
+def build_narrow(part: Part, tensors: PartTensors, wanted: WantedVariant) -> BuiltVariant:
+    """Choose channels, fit the writer's weight, fill the smaller matrices where they have a format;
+    or a record with the reason.  ``stored_bytes`` of plain matrices are left to who knows them.
+    """
+    format, (method, *_) = resolve(wanted.candidate)
+    if not isinstance(format, WidthFormat) or not isinstance(method, WidthMethod):
+        raise TypeError(f"{wanted.candidate} narrows no part")
+    if part.channels is None or part.not_narrower:
+        return _unavailable(part, wanted, part.not_narrower or "only an FFN has channels")
+    seen = tensors.statistics.get(part.channels.writer)
+    if seen is None or seen.tokens == 0:
+        return _unavailable(part, wanted, "no calibration token reached it")
+    began, kept = time.monotonic(), format.kept(part.channels.width)
+    W_OI = tensors.weights_OI[part.channels.writer]
+    try:
+        kept_K, W_OK = method.narrow(W_OI, seen.only(method.needs), kept)
+        facts = _judged(W_OI, kept_K, W_OK, seen.need(Statistic.INPUT_GRAM))
+    except NumericalError as reason:
+        return _unavailable(part, wanted, str(reason))
+    record = VariantRecord(
+        key=wanted.key,
+        site=part.site.id,
+        candidate=str(wanted.candidate),
+        tokens=seen.tokens,
+        seconds=time.monotonic() - began,
+        format_spec=format.spec(),
+        inputs=dict(wanted.inputs),
+        **facts,
+    )
+    if format.values is None:
+        return BuiltVariant(record, {CHANNELS: kept_K, WEIGHT: W_OK.to(tensors.dtype)})
+    return _filled(part, tensors, wanted, BuiltVariant(record, {CHANNELS: kept_K}), W_OK)
+
+
+def _filled(
+    part: Part, tensors: PartTensors, wanted: WantedVariant, chosen: BuiltVariant, W_OK: Tensor
+) -> BuiltVariant:
+    """The smaller matrices in the format of the candidate's values."""
+    import torch
+
+    format, (_, method) = resolve(wanted.candidate)
+    if not isinstance(format, WidthFormat) or format.values is None or part.channels is None:
+        raise TypeError(f"{wanted.candidate} fills no values")
+    if not isinstance(method, LinearMethod):
+        raise TypeError(f"{wanted.candidate}: {method} fills no values")
+    kept_K, packed, built = chosen.tensors[CHANNELS], dict(chosen.tensors), list[VariantRecord]()
+    for site in part.members:
+        seen = tensors.statistics.get(site.id)
+        if seen is None:
+            return _unavailable(part, wanted, "no calibration token reached it")
+        if site.id == part.channels.writer:
+            W, seen = W_OK, seen.of_inputs(kept_K)
+        else:
+            rows_R = torch.tensor(part.channels.rows(site.id, kept_K.tolist()))
+            W, seen = tensors.weights_OI[site.id][rows_R].contiguous(), seen.of_outputs(rows_R)
+        filled = build_filled(site.id, W, seen, wanted, (format.values, method))
+        if not filled.record.available:
+            return _unavailable(part, wanted, filled.record.unavailable)
+        built.append(filled.record)
+        packed |= {packed_name(site.id, name): t for name, t in filled.tensors.items()}
+    stored = sum(record.stored_bytes for record in built)
+    count = sum(record.stored_tensors for record in built)
+    return BuiltVariant(replace(chosen.record, stored_bytes=stored, stored_tensors=count), packed)
+
+
+def _judged(W_OI: Tensor, kept_K: Tensor, W_OK: Tensor, C_II: Tensor) -> dict[str, Any]:
+    """Squared output error of what is left out, before values are rounded."""
+    from blockwright.numerics.losses import quadratic_error
+
+    if not W_OK.isfinite().all():
+        raise NumericalError("the matrix behind the channels is not finite")
+    difference_OI = -W_OI
+    difference_OI[:, kept_K] += W_OK
+    error, energy = quadratic_error(difference_OI, C_II), quadratic_error(W_OI, C_II)
+    return {"error": error, "relative_error": error / energy if energy > 0 else 0.0}
+
+
+def _unavailable(part: Part, wanted: WantedVariant, reason: str) -> BuiltVariant:
+    record = VariantRecord(
+        key=wanted.key,
+        site=part.site.id,
+        candidate=str(wanted.candidate),
+        unavailable=f"{part.site.id}: {reason.removeprefix(part.site.id + ': ')}",
+        inputs=dict(wanted.inputs),
+    )
+    return BuiltVariant(record, {})

@@ -1,0 +1,129 @@
+"""MoDeGPT: channels of an FFN that explain the others stay; its last matrix is fitted again.
+
+Paper:   Lin, Gao, Smith, Patel, Tuli, Shen, Jin, Hsu, "MoDeGPT: Modular Decomposition for Large
+         Language Model Compression", ICLR 2025 (its first module, the FFN).
+Idea:    An FFN's matrices share an inner dimension; a Nystroem approximation of the activations
+         there keeps some channels and reads the others off them.  Channels of large ridge leverage
+         are those that the others cannot replace.  The least-squares fit of the last matrix does
+         most of the work: it wins where activations are correlated, and gains nothing where they
+         are independent.
+
+Equations -> code
+    s_i = [C (C + ridge I)^-1]_ii           leverage       C = E[a a^T], a = the channels
+    W_K = W C_:K (C_KK + damping I)^-1      refit          least squares on the channels that stay
+Shapes:  O outputs, I channels, K channels that stay.
+Units:   ridge and damping are multiples of C's mean diagonal.  Cost = bytes as stored.
+Needs:   INPUT_GRAM of the last matrix.   Fills: narrow-*.
+Cost:    time O(I^3 + O I K), memory 3 I^2 doubles.
+Differs from the paper:
+    1. The FFN alone: query-key and value-output pairs keep their dimensions.
+    2. The width of every FFN is the plan's choice, from measured losses, in place of a softmax of
+       block scores; C is the original's, not that behind blocks that are already narrower.
+    3. score=norm keeps the channels of largest root mean square times column norm.
+    4. A refit towards the columns as they are, so that all channels kept change nothing.
+Raises:  NumericalError when C holds NaN or infinity, or is not positive definite even damped.
+Checked: tests/claims/test_width.py: held-out KL of the bundled model against magnitude pruning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from blockwright.errors import CandidateError, NumericalError
+from blockwright.types import Format, Statistic, Statistics, WidthFormat, WidthMethod
+
+SCORES = ("leverage", "norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeGpt(WidthMethod):
+    """``modegpt``"""
+
+    ridge: float = 0.1
+    """Of the leverage scores."""
+    damping: float = 1e-4
+    """Of the refit."""
+    score: str = "leverage"
+    """``leverage`` or ``norm``."""
+    refit: bool = True
+    """Fit the last matrix again; otherwise its columns stay as they are."""
+
+    paper: ClassVar[str] = (
+        "Lin, Gao, Smith, Patel, Tuli, Shen, Jin, Hsu: MoDeGPT: Modular Decomposition for Large"
+        " Language Model Compression, ICLR 2025"
+    )
+    family: ClassVar[str] = "width"
+    fills: ClassVar[type[Format]] = WidthFormat  # type: ignore[type-abstract]
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise CandidateError(
+                f"option modegpt@score: got {self.score!r}, allowed: {', '.join(SCORES)}"
+            )
+        if not (self.ridge > 0 and self.damping > 0):
+            raise CandidateError(
+                f"options modegpt@ridge={self.ridge:g},damping={self.damping:g}: both must be above"
+                " 0; the defaults are 0.1 and 0.0001"
+            )
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        return frozenset({Statistic.INPUT_GRAM})
+
+    def narrow(self, W_OI: Tensor, statistics: Statistics, channels: int) -> tuple[Tensor, Tensor]:
+        C_II = statistics.need(Statistic.INPUT_GRAM).double()
+        if not torch.isfinite(C_II).all():
+            raise NumericalError("the Gram of its channels holds NaN or infinity")
+        unit = float(C_II.diagonal().mean()) or 1.0
+        if self.score == "leverage":
+            score_I = leverage(C_II, self.ridge * unit)
+        else:
+            score_I = C_II.diagonal().sqrt() * W_OI.double().norm(dim=0)
+        order = score_I.sort(descending=True, stable=True).indices
+        kept_K = order[:channels].sort().values
+        if not self.refit:
+            return kept_K, W_OI[:, kept_K].contiguous()
+        return kept_K, refit(W_OI, C_II, kept_K, self.damping * unit)
+
+
+def leverage(C_II: Tensor, ridge: float) -> Tensor:
+    """Ridge leverage [I]: how much of channel i no other one gives, between 0 and 1."""
+    inverse_II = torch.cholesky_inverse(_factor(C_II, ridge))
+    score_I: Tensor = 1.0 - ridge * inverse_II.diagonal()
+    return score_I
+
+
+def refit(W_OI: Tensor, C_II: Tensor, kept_K: Tensor, damping: float) -> Tensor:
+    """Least squares [O, K] for the outputs of all channels from those that stay.
+
+    With all of them kept this is W (C + damping I)^-1 C, so the damping pulls towards W's own
+    columns instead of towards 0: W_K + (W_rest C_rest,K) (C_KK + damping I)^-1.
+    """
+    W = W_OI.double()
+    rest_I = torch.ones(len(C_II), dtype=torch.bool, device=C_II.device)
+    rest_I[kept_K] = False
+    given_OK = W[:, rest_I] @ C_II[rest_I][:, kept_K]
+    factor_KK = _factor(C_II[kept_K][:, kept_K], damping)
+    return (W[:, kept_K] + torch.cholesky_solve(given_OK.T, factor_KK).T).float().contiguous()
+
+
+def _factor(C_II: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor of C + ridge I."""
+    damped_II = C_II.clone()
+    damped_II.diagonal().add_(ridge)
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(damped_II)
+    if failed:
+        raise NumericalError(
+            "the Gram of its channels is not positive definite; give it more calibration tokens, or"
+            " a larger ridge and damping"
+        )
+    return factor
+
+
+METHOD = ModeGpt

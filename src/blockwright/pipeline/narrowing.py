@@ -1,0 +1,256 @@
+"""Narrower FFNs: their variants, and what a plan makes of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockwright.anatomy import Slice, narrow_shapes, slices_of
+from blockwright.formats import format_from_spec
+from blockwright.library import variant_key
+from blockwright.library.build import WantedVariant, needs_of, variant_inputs
+from blockwright.library.part import CHANNELS, WEIGHT, PartTensors, build_narrow
+from blockwright.machine.works import works_of
+from blockwright.pipeline.curvature import moments_key, site_moments
+from blockwright.pipeline.opening import Run, digest_of
+from blockwright.pipeline.parting import parts_of
+from blockwright.registry import resolve
+from blockwright.stream import WeightSource, weight_of
+from blockwright.types import (
+    KEEP,
+    Candidate,
+    NarrowedPart,
+    Option,
+    PackedFormat,
+    PackedLinear,
+    Part,
+    PartRole,
+    Plan,
+    Site,
+    Statistic,
+    Statistics,
+    WidthFormat,
+    packed_name,
+)
+
+
+def parts_to_narrow(run: Run) -> tuple[Part, ...]:
+    """FFNs for which narrower variants are wanted."""
+    return tuple(
+        part
+        for part in parts_of(run)
+        if part.role is PartRole.FFN and run.candidates_for(part.site)
+    )
+
+
+def wanted_part_variants(run: Run, part: Part) -> list[WantedVariant]:
+    """All narrower variants of an FFN on the original's inputs, with their keys."""
+    found = []
+    for candidate in run.candidates_for(part.site):
+        seen = f"{run.statistics_digest}/{part.site.id}"
+        ranked = Statistic.OUTPUT_GRADIENT in needs_of([candidate])
+        inputs = variant_inputs(
+            source=digest_of([run.original.weight_digest(member) for member in part.members]),
+            candidate=candidate,
+            statistics=f"{seen}/moments-{moments_key(run)}" if ranked else seen,
+            surroundings=run.surroundings,
+        )
+        found.append(WantedVariant(candidate, variant_key(inputs), inputs))
+    return found
+
+
+def build_part(
+    run: Run,
+    part: Part,
+    statistics: Mapping[str, Statistics],
+    items: Sequence[WantedVariant],
+) -> None:
+    """Build narrower variants of an FFN and store them."""
+    loaded = run.original.parameters.load([member.parameter for member in part.members])
+    weights = {member.id: weight_of(member, loaded[member.parameter]) for member in part.members}
+    seen = {site.id: statistics[site.id] for site in part.members if site.id in statistics}
+    if any(Statistic.OUTPUT_GRADIENT in needs_of([item.candidate]) for item in items):
+        felt = {site.id: site_moments(run, site) for site in part.members if site.id in seen}
+        seen = {name: replace(seen[name], output_gradient=G_O) for name, G_O in felt.items()}
+    tensors = PartTensors(weights, loaded[_writer(part).parameter].dtype, seen)
+    for item in items:
+        with run.library.building(item.key):
+            built = build_narrow(part, tensors, item)
+            record = built.record
+            if record.available and not record.stored_tensors:
+                kept = len(built.tensors[CHANNELS])
+                record = replace(record, stored_bytes=narrow_bytes(run, part, kept))
+            run.library.store(record, built.tensors)
+
+
+def narrow_bytes(
+    run: Run, part: Part, kept: int, values: PackedFormat | None = None, *, resident: bool = False
+) -> int:
+    """Bytes of an FFN's weights with so many channels, in a format or in their stored dtype: the
+    fewest there can be, or what they take in memory once loaded.
+    """
+    if part.channels is None:
+        raise ValueError(f"{part.site.id} has no channels")
+    shapes = narrow_shapes(part.members, part.channels, kept)
+    found = 0
+    for site in part.members:
+        shape, item = shapes[site.id], run.skeleton.parameters[site.parameter].itemsize
+        if values is None:
+            found += shape[0] * shape[1] * item
+        elif resident:
+            found += values.resident_bytes(shape, run.request.device)
+        else:
+            found += values.least_bytes(shape)
+    return found
+
+
+def narrower_works(run: Run, option: Option) -> tuple[str, ...]:
+    """Names of the works of an FFN at the width and in the format of an option."""
+    format = resolve(Candidate.parse(option.candidate))[0]
+    if not isinstance(format, WidthFormat):
+        raise TypeError(f"{option.candidate} is no narrower FFN")
+    name = format.values.name if format.values else str(KEEP)
+    return tuple(
+        work
+        for part in parts_to_narrow(run)
+        if part.site.id == option.site
+        for site, shape in _resized(part, format)
+        for work in works_of(replace(site, shape=shape), name)
+    )
+
+
+def resized_sites(run: Run) -> list[tuple[Site, tuple[int, int]]]:
+    """Linears of FFNs with the shapes that they may have."""
+    found = []
+    for part in parts_to_narrow(run):
+        for candidate in run.candidates_for(part.site):
+            format = resolve(candidate)[0]
+            if isinstance(format, WidthFormat):
+                found += _resized(part, format)
+    return found
+
+
+def _resized(part: Part, format: WidthFormat) -> list[tuple[Site, tuple[int, int]]]:
+    if part.channels is None:
+        return []
+    shapes = narrow_shapes(part.members, part.channels, format.kept(part.channels.width))
+    return [(site, shapes[site.id]) for site in part.members]
+
+
+def freed_biases(run: Run, part: Part, kept: int) -> int:
+    """Bytes of the biases that go with the other channels."""
+    if part.channels is None:
+        raise ValueError(f"{part.site.id} has no channels")
+    biases = [run.skeleton.parameters[site.bias] for site in _readers(part) if site.bias]
+    return sum(bias.nbytes - bias.nbytes // part.channels.width * kept for bias in biases)
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """One narrower FFN of a plan."""
+
+    narrowed: NarrowedPart
+    tensors: Mapping[str, Tensor]
+    """Of its library entry."""
+
+    @property
+    def values(self) -> Mapping[str, Any] | None:
+        """Spec of the format of its matrices; None where they are plain."""
+        return self.narrowed.spec.get("values")
+
+    def member(self, site: Site) -> Site:
+        """A member at its smaller shape."""
+        part = self.narrowed.part
+        if part.channels is None:
+            raise ValueError(f"{part.site.id} has no channels")
+        shapes = narrow_shapes([site], part.channels, len(self.narrowed.kept))
+        return replace(site, shape=shapes[site.id])
+
+    def packed(self, site: Site) -> dict[str, Tensor]:
+        """Stored tensors of a member."""
+        start = packed_name(site.id, "")
+        return {n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)}
+
+    def slices(self) -> dict[str, Slice]:
+        """Parameter -> what stays of it."""
+        part = self.narrowed.part
+        if part.channels is None:
+            raise ValueError(f"{part.site.id} has no channels")
+        return slices_of(part.members, part.channels, self.narrowed.kept)
+
+    def tensor(self, name: str, slice: Slice, original: Tensor) -> Tensor:
+        """A parameter of the whole shape, zero where nothing stays."""
+        part, kept = self.narrowed.part, None
+        site = next((site for site in part.members if site.parameter == name), None)
+        if site is not None and self.values is not None:
+            member = self.member(site)
+            kept = packed_module(self.values, member, self.packed(site)).dequantize()
+        elif site is not None and site.id == _writer(part).id:
+            kept = self.tensors[WEIGHT]
+        if site is None or kept is None:
+            return slice.zeroed(original)
+        stored = (kept.T if site.transposed else kept).contiguous()
+        return slice.spread(stored, original.shape[slice.axis])
+
+
+def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
+    """The narrower FFNs of a plan, from the library."""
+    chosen = {site: choice.key for site, choice in plan.choices.items() if choice.key}
+    known = {site.id for site in run.skeleton.sites}
+    if not chosen.keys() - known:
+        return []
+    found = []
+    for part in parts_of(run):
+        key = chosen.get(part.site.id)
+        record = run.library.lookup(key) if key else None
+        if key and record is not None:
+            tensors = run.library.tensors(key)
+            kept = tuple(tensors[CHANNELS].tolist())
+            narrowed = NarrowedPart(part=part, spec=record.format_spec, kept=kept)
+            found.append(Narrowing(narrowed, tensors))
+    return found
+
+
+class NarrowedSource:
+    """A source with narrower FFNs, at their whole shapes: what does not stay is zero."""
+
+    def __init__(self, base: WeightSource, narrowed: Iterable[Narrowing]) -> None:
+        self._base = base
+        self._slices = {
+            name: (narrowing, slice)
+            for narrowing in narrowed
+            for name, slice in narrowing.slices().items()
+        }
+
+    def load(self, parameters: Iterable[str]) -> dict[str, Tensor]:
+        tensors = self._base.load(parameters)
+        for name, original in tensors.items():
+            if name in self._slices:
+                narrowing, slice = self._slices[name]
+                tensors[name] = narrowing.tensor(name, slice, original)
+        return tensors
+
+
+def packed_module(
+    spec: Mapping[str, Any], site: Site, tensors: Mapping[str, Tensor]
+) -> PackedLinear:
+    """The packed module of stored tensors."""
+    format = format_from_spec(spec)
+    if not isinstance(format, PackedFormat):
+        raise TypeError(f"{site.id}: {format.name} has no packed tensors")
+    module = format.empty(site.shape, bias=False, dtype=torch.float32)
+    module.load_stored(tensors)
+    return module
+
+
+def _writer(part: Part) -> Site:
+    writer = part.channels.writer if part.channels else part.members[-1].id
+    return next(site for site in part.members if site.id == writer)
+
+
+def _readers(part: Part) -> list[Site]:
+    return [site for site in part.members if site.id != _writer(part).id]
