@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal
 
+import pytest
 import torch
 
 from blockwright.methods.lowrank.kron import Kron
@@ -102,6 +103,7 @@ def test_two_parts_beat_low_rank_with_few_bytes(seed: int) -> Iterator[float]:
         yield error(Kron(), layer, "kron2-p10") / error(Lord(), layer, "rank-p10")
 
 
+@pytest.mark.slow
 @claim(
     method="kron",
     says="on a trained model, with a quarter of the bytes, inputs in two parts lose less than low"

@@ -15,8 +15,8 @@ from blockwright.numerics.losses import quadratic_error, row_errors
 from blockwright.numerics.masked_refit import damped
 from blockwright.numerics.spectra import normalized, rank_above, threshold_for
 from blockwright.numerics.weighted_svd import weighted_svd
-from blockwright.registry import format_named
-from blockwright.types import LinearMethod, Statistics
+from blockwright.registry import format_named, method_named
+from blockwright.types import LinearMethod, PackedFormat, Statistics
 from tests.claims.ledger import Grade, claim
 from tests.layers import Layer, gram, outlier_layer, synth_layer
 
@@ -274,6 +274,28 @@ def test_ranks_fall_with_the_threshold() -> Iterator[float]:
     for sigma in decaying_and_flat():
         ranks = [rank_above(normalized(sigma), 0.005 * step) for step in range(201)]
         yield float(max(after - before for before, after in pairwise(ranks)))
+
+
+@claim(
+    method="ranks",
+    says="a weight of low rank takes the bytes of its factors, one of full rank its own",
+    measures="bytes stored / those of rank-r32, and of bf16: 128x256 of rank 32 and random, t1",
+    grade=Grade.HARD,
+    at_least=1,
+    at_most=1,
+)
+def test_bytes_follow_the_weights_own_rank() -> Iterator[float]:
+    layer = outlier_layer(0, out_features=128, in_features=256, tokens=600)
+    random = torch.Generator().manual_seed(0)
+    thin, wide = (torch.randn(size, 32, generator=random) for size in (128, 256))
+    flat = torch.linalg.qr(torch.randn(256, 128, generator=random))[0].T
+    for W_OI, expected in ((thin @ wide.T, "rank-r32"), (flat, "bf16")):
+        format, like = format_named("ranks-t1"), format_named(expected)
+        assert isinstance(format, PackedFormat)
+        assert isinstance(like, PackedFormat)
+        solution = method_named("welore", ()).solve(W_OI, layer.statistics, format)
+        stored = format.pack(solution, None, torch.bfloat16).stored_tensors().values()
+        yield sum(t.nbytes for t in stored) / like.stored_bytes((128, 256))
 
 
 @claim(

@@ -116,6 +116,7 @@ def energy(mask_OI: Tensor, W_OI: Tensor, Hd_II: Tensor) -> float:
     return quadratic_error(torch.where(mask_OI, 0, W_OI), Hd_II)
 
 
+@pytest.mark.slow
 @claim(
     method="icbs",
     says="swaps keep the number of zeros and the values of what is kept",

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from blockwright.errors import FormatError
 from blockwright.formats import FormatLinear
 from blockwright.machine.works import LOOKUP, Work
-from blockwright.types import PackedFormat
+from blockwright.types import MaskedFormat, PackedFormat
 
 Clock = Callable[[], int]
 """Nanoseconds from any start."""
@@ -227,7 +227,10 @@ def _filled(bench: Bench, work: Work, format: PackedFormat, draw: torch.Generato
     module = _module(bench, work, format, "cpu")
     tensors = {}
     for name, tensor in module.stored_tensors().items():
-        if tensor.is_floating_point():
+        if isinstance(format, MaskedFormat) and name == "positions":
+            score_OI = torch.rand(work.out_features, work.in_features, generator=draw)
+            tensors[name] = format.packed_positions(format.best_mask(score_OI))
+        elif tensor.is_floating_point():
             values = 0.01 * (1 + torch.rand(tensor.shape, generator=draw))
             tensors[name] = values.to(tensor.dtype)
         else:

@@ -205,6 +205,10 @@ class MaskedFormat(CompositeFormat):
         pattern groups; without a pattern the whole row, or columns that keep ``kept``.
         """
 
+    @abstractmethod
+    def packed_positions(self, mask_OI: Tensor) -> Tensor:
+        """The mask as it is stored; ``ValueError`` where it breaks the format's pattern."""
+
     @property
     @abstractmethod
     def pattern_size(self) -> int:
