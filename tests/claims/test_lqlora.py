@@ -59,6 +59,7 @@ def test_planted_directions_are_found(seed: int) -> Iterator[float]:
         yield weight_error(plain(seed, bits), W) / alone
 
 
+@pytest.mark.slow
 @claim(
     method="lqlora",
     says="turns go on lowering the error after the first",

@@ -123,6 +123,7 @@ def test_streamed_weights_are_those_that_the_loaded_model_multiplies(
             assert torch.equal(W_OI, modules[path].dequantize()), site.id
 
 
+@pytest.mark.slow
 def test_without_blockwright_no_structure_loads(model_folder: ModelFolder, tmp_path: Path) -> None:
     names = ("rank-p50", "sparse2of4")
     for name in names:
