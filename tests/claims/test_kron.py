@@ -62,6 +62,7 @@ def test_a_kronecker_product_is_recovered(seed: int) -> Iterator[float]:
         yield float(D.square().sum() / W.square().sum())
 
 
+@pytest.mark.slow
 @claim(
     method="kron",
     says="solving the factors by turns never raises the error",
@@ -76,6 +77,7 @@ def test_turns_never_raise_the_error(seed: int) -> Iterator[float]:
             yield max(after / before for before, after in pairwise(errors))
 
 
+@pytest.mark.slow
 @claim(
     method="kron",
     says="the best sum for the outputs is far from the nearest one",

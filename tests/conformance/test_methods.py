@@ -159,11 +159,11 @@ def test_candidate_text_and_method_say_the_same(name: str, options: Options) -> 
     assert hash(method) == hash(resolve(candidate)[1][0])
 
 
-@every_filling
-def test_inputs_are_unchanged(name: str, options: Options, format_name: str, layer: Layer) -> None:
+@every_method
+def test_inputs_are_unchanged(name: str, options: Options, layer: Layer) -> None:
     method = method_named(name, options)
     W, statistics = layer.W_OI.clone(), layer.statistics
-    solved(method, W, statistics, filled_format(format_name))
+    solved(method, W, statistics, first_format(method))
     assert torch.equal(W, layer.W_OI)
     for statistic in Statistic:
         before = layer.statistics.need(statistic)

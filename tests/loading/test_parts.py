@@ -163,6 +163,7 @@ def test_parts_go_beside_blocks(kind: str, model_folder: ModelFolder, tmp_path: 
     assert torch.equal(cached, loaded.generate(**prompt, **options, use_cache=False))
 
 
+@pytest.mark.slow
 def test_without_blockwright_it_does_not_load(model_folder: ModelFolder, tmp_path: Path) -> None:
     folders = []
     for kind in ("llama", "opt", "qwen3_moe"):

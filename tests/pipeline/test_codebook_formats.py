@@ -94,6 +94,7 @@ def test_vectors_signs_and_integers_are_fitted(
     assert result.bits_per_weight <= 4.5
 
 
+@pytest.mark.slow
 def test_sums_are_fitted(model_folder: ModelFolder, tmp_path: Path) -> None:
     model = with_tokenizer(model_folder("llama", **SHAPES["llama"]), tmp_path)
     budget = Budget(bits=7)

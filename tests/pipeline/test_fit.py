@@ -81,6 +81,7 @@ def test_second_budget_builds_nothing(model_folder: ModelFolder, tmp_path: Path)
     assert result.library_hits > 0
 
 
+@pytest.mark.slow
 @pytest.mark.fresh
 def test_rerun_gives_the_same_bytes(model_folder: ModelFolder, tmp_path: Path) -> None:
     model = with_tokenizer(model_folder("llama", **KINDS["llama"]), tmp_path)
