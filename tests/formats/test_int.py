@@ -193,7 +193,7 @@ def test_a_wrong_number_of_inputs_is_refused() -> None:
 
 
 def test_portable_products_agree_in_working_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.formats._grouped.CHUNK_WEIGHTS", 500)
+    monkeypatch.setattr("blockwright.formats._linear.CHUNK_WEIGHTS", 500)
     module = packed("int4-row", (21, 33))
     assert module.kernel == "dequantize"
     x = inputs(5, 33)

@@ -15,6 +15,7 @@ from torch import Tensor
 from blockwright.errors import FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._linear import FormatLinear
+from blockwright.formats._spec import spec_field
 from blockwright.types import CompositeFormat, PackedFormat, Solution, ValueFormat
 
 LARGEST_SHORT = 1 << 15
@@ -78,10 +79,6 @@ class CompositeLinear(FormatLinear):
         return self
 
     @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-    @property
     def resident_bytes(self) -> int:
         own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
         return sum(t.numel() * t.element_size() for t in own) + sum(
@@ -126,8 +123,8 @@ def position_dtype(positions: int) -> torch.dtype:
 
 
 def values_from(spec: Mapping[str, Any]) -> ValueFormat:
-    """The format of the values that a composite's spec names; ``KeyError`` where it names none."""
-    format = format_from_spec(spec["values"])
+    """The format of the values that a composite's spec names; ``FormatError`` without one."""
+    format = format_from_spec(spec_field(spec, "values"))
     if not isinstance(format, ValueFormat):
         raise FormatError(f"format spec {dict(spec)}: {format.name} cannot store values")
     return format

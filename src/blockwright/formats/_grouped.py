@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.errors import FormatError
-from blockwright.formats._linear import FormatLinear, frozen_product
+from blockwright.formats._linear import ChunkedLinear, frozen_product
+from blockwright.formats._spec import check_not_empty
 from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.int8_cpu import Int8Matrix
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
@@ -25,9 +26,6 @@ from blockwright.types import FormatLimits, GridFormat, SiteKind
 GROUP_SIZES = (32, 64, 128, 0)
 """0 = the whole row."""
 GROUP_NAME = r"g32|g64|g128|row"
-CHUNK_WEIGHTS = 1 << 20
-"""Weights dequantized at a time from dense codes: 4 MiB of fp32."""
-
 Matrix = Int4Matrix | Int8Matrix
 """A weight in the layout of a kernel."""
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -64,11 +62,8 @@ class GroupedFormat(GridFormat):
         return in_features // self.group_size if self.group_size else 1
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        out_features, in_features = shape
-        if out_features < 1 or in_features < 1:
-            raise FormatError(
-                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
-            )
+        check_not_empty(self, shape, where)
+        in_features = shape[1]
         if self.group_size and in_features % self.group_size:
             raise FormatError(
                 f"{self.name}: {where}: group size {self.group_size} does not divide"
@@ -98,7 +93,7 @@ class GroupedFormat(GridFormat):
             self,
             (codes_OI.shape[0], codes_OI.shape[1]),
             weight=pack_codes(codes_OI, self.code_bits),
-            beside=beside,
+            **beside,
             bias=bias_O,
             dtype=dtype,
         )
@@ -112,13 +107,13 @@ class GroupedFormat(GridFormat):
             self,
             shape,
             weight=torch.empty(codes, dtype=torch.uint8, device=device),
-            beside={name: torch.empty(size, dtype=d, device=device) for name, (size, d) in layout},
+            **{name: torch.empty(size, dtype=d, device=device) for name, (size, d) in layout},
             bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
             dtype=dtype,
         )
 
 
-class GroupedLinear(FormatLinear):
+class GroupedLinear(ChunkedLinear):
     """The packed module.  Prepared, where there is a kernel, the buffers are None and ``_matrix``
     holds the only copy.
     """
@@ -126,22 +121,7 @@ class GroupedLinear(FormatLinear):
     format: GroupedFormat  # narrower than the base's
     weight: Tensor | None
 
-    def __init__(
-        self,
-        format: GroupedFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        beside: Mapping[str, Tensor],
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-        for name, tensor in beside.items():
-            self.register_buffer(name, tensor)
-        self._beside = tuple(beside)
-        self._matrix: Matrix | None = None
+    _matrix: Matrix | None = None
 
     # -- what a format implements
 
@@ -158,10 +138,6 @@ class GroupedLinear(FormatLinear):
         raise NotImplementedError(f"{self.format.name} has no matrix")
 
     # -- states
-
-    @property
-    def weight_names(self) -> tuple[str, ...]:
-        return ("weight", *self._beside)
 
     def prepare(self) -> Self:
         """A module whose scales are trained stays portable, as does one that no kernel takes."""
@@ -184,7 +160,7 @@ class GroupedLinear(FormatLinear):
 
     def stored_weight(self) -> dict[str, Tensor]:
         if self._matrix is None:
-            return {name: self.get_buffer(name).detach() for name in self.weight_names}
+            return super().stored_weight()
         codes = pack_codes(self._matrix.codes(), self.format.code_bits)
         return {"weight": codes, **self.beside_of(self._matrix)}
 
@@ -198,17 +174,12 @@ class GroupedLinear(FormatLinear):
 
     @property
     def resident_bytes(self) -> int:
-        held = [*self.parameters(), *self.buffers()]
-        matrix = 0 if self._matrix is None else self._matrix.nbytes
-        return sum(t.numel() * t.element_size() for t in held) + matrix
+        return super().resident_bytes + (0 if self._matrix is None else self._matrix.nbytes)
 
     # -- products
 
     def product(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
-            )
+        self.check_inputs(x)
         if torch.is_grad_enabled():
             if self._is_trained():
                 return F.linear(x, self.differentiable_weight().to(x.dtype))
@@ -225,12 +196,12 @@ class GroupedLinear(FormatLinear):
     def dequantize(self) -> Tensor:
         if self._matrix is not None:
             return self._matrix.dequantize()
-        return torch.cat([chunk for _, chunk in self._chunks()])
+        return super().dequantize()
 
     def rows(self, index: Tensor) -> Tensor:
         if self._matrix is not None:
             return self._matrix.rows(index).to(self.dtype)
-        return self._rows(index).detach().to(self.dtype)
+        return super().rows(index)
 
     # -- details
 
@@ -238,9 +209,7 @@ class GroupedLinear(FormatLinear):
         matrix = self.prepare()._matrix
         x_TI = x.reshape(-1, self.in_features).contiguous()
         if matrix is None:
-            y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
-            for rows, W_RI in self._chunks():
-                torch.mm(x_TI, W_RI.to(x.dtype).t(), out=y_TO[:, rows])
+            y_TO = self._chunked_product(x_TI)
         elif x.dtype == torch.bfloat16 and 0 < x_TI.shape[0] < matrix.many_tokens:
             y_TO = matrix.product(x_TI)
         else:
@@ -257,22 +226,6 @@ class GroupedLinear(FormatLinear):
         return unpack_codes(chosen.reshape(-1), bits, chosen.shape[0], self.in_features)
 
     def _rows(self, rows: slice | Tensor) -> Tensor:
-        """fp32 [rows, I]"""
         codes = self._codes(rows)
         groups = self.format.groups(self.in_features)
         return self.decoded(codes.view(len(codes), groups, -1), rows).view(codes.shape)
-
-    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Row slices with their weights, fp32 without gradients."""
-        step = max(1, CHUNK_WEIGHTS // self.in_features)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, min(start + step, self.out_features))
-            with torch.no_grad():
-                yield rows, self._rows(rows)
-
-
-def spec_field(spec: Mapping[str, Any], name: str) -> Any:
-    """A value of a format's spec; ``FormatError`` where it is missing."""
-    if name not in spec:
-        raise FormatError(f"format spec {dict(spec)} lacks {name!r}")
-    return spec[name]

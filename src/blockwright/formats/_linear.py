@@ -10,7 +10,7 @@ Shapes:  O out features, I in features, T tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from blockwright.errors import FormatError
 from blockwright.types import PackedFormat, StoredCodes
+
+CHUNK_WEIGHTS = 1 << 20
+"""Weights dequantized at a time from dense codes: 4 MiB of fp32."""
 
 
 class FormatLinear(nn.Module, ABC):
@@ -61,10 +64,6 @@ class FormatLinear(nn.Module, ABC):
     def rows(self, index: Tensor) -> Tensor:
         """Rows [len(index), I] of W in the activations' dtype, for embeddings."""
 
-    @abstractmethod
-    def stored_weight(self) -> dict[str, Tensor]:
-        """The tensors as stored on disk, bias left out, in their stored order."""
-
     @property
     @abstractmethod
     def weight_names(self) -> tuple[str, ...]:
@@ -87,12 +86,16 @@ class FormatLinear(nn.Module, ABC):
     def kernel(self) -> str:
         """Name of the path that ``forward`` takes, as far as it is known before ``prepare``."""
 
+    # -- what every format shares
+
+    def stored_weight(self) -> dict[str, Tensor]:
+        """The tensors as stored on disk, bias left out, in their stored order."""
+        return {name: self.get_buffer(name).detach() for name in self.weight_names}
+
     @property
-    @abstractmethod
     def resident_bytes(self) -> int:
         """Bytes of the weight's tensors in memory now, bias included."""
-
-    # -- what every format shares
+        return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] -> [..., O]."""
@@ -168,9 +171,16 @@ class FormatLinear(nn.Module, ABC):
         return torch.Size((self.out_features, self.in_features))
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where the weight is."""
+        return self.get_buffer("weight").device
+
+    def check_inputs(self, x: Tensor) -> None:
+        """Raise ``ValueError`` for x [..., I] of another I."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
+            )
 
     def extra_repr(self) -> str:
         return (
@@ -206,6 +216,58 @@ class FormatLinear(nn.Module, ABC):
     ) -> None:
         self.restore()
         super()._load_from_state_dict(state_dict, *arguments, **options)
+
+
+class BufferedLinear(FormatLinear):
+    """A packed module whose stored tensors are its buffers."""
+
+    def __init__(
+        self,
+        format: PackedFormat,
+        shape: tuple[int, int],
+        *,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        **stored: Tensor,
+    ) -> None:
+        """``stored``: the tensors as they are stored, in their order."""
+        super().__init__(format, shape, bias=bias, dtype=dtype)
+        for name, tensor in stored.items():
+            self.register_buffer(name, tensor)
+        self._stored_names = tuple(stored)
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        return self._stored_names
+
+
+class ChunkedLinear(BufferedLinear):
+    """One that is dequantized some rows at a time where no kernel takes it."""
+
+    @abstractmethod
+    def _rows(self, rows: slice | Tensor) -> Tensor:
+        """fp32 [rows, I], with gradients to what is stored."""
+
+    def dequantize(self) -> Tensor:
+        return torch.cat([chunk for _, chunk in self._chunks()])
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self._rows(index).detach().to(self.dtype)
+
+    def _chunked_product(self, x_TI: Tensor) -> Tensor:
+        """x W^T [T, O] with one chunk of the weight in memory."""
+        y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
+        for rows, W_RI in self._chunks():
+            torch.mm(x_TI, W_RI.to(x_TI.dtype).t(), out=y_TO[:, rows])
+        return y_TO
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Row slices with their weights, fp32 without gradients."""
+        step = max(1, CHUNK_WEIGHTS // self.in_features)
+        for start in range(0, self.out_features, step):
+            rows = slice(start, min(start + step, self.out_features))
+            with torch.no_grad():
+                yield rows, self._rows(rows)
 
 
 def frozen_product(

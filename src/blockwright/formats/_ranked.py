@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._composite import values_from
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.bf import BfFormat
 from blockwright.types import CompositeFormat, FormatLimits, SiteKind, ValueFormat
 
@@ -128,7 +128,4 @@ class SizedFormat(CompositeFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(spec["percent"], spec["rank"], values_from(spec))
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        return cls(spec_field(spec, "percent"), spec_field(spec, "rank"), values_from(spec))

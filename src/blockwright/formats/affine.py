@@ -38,10 +38,9 @@ from blockwright.formats._grouped import (
     GroupedLinear,
     Layout,
     Matrix,
-    spec_field,
 )
 from blockwright.formats._int4 import Int4Format, Int4Linear
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import OffsetGrid
 from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_offset, search_offset

@@ -34,8 +34,7 @@ from torch import Tensor
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._composite import CompositeLinear, as_part
-from blockwright.formats._grouped import spec_field
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.sparse import SparseFormat
 from blockwright.numerics.block_diagonal import left_times, times_right
 from blockwright.types import (

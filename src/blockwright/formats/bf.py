@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockwright.errors import CandidateError, FormatError, NumericalError
-from blockwright.formats._linear import FormatLinear
-from blockwright.formats._spec import check_version
+from blockwright.errors import CandidateError, NumericalError
+from blockwright.formats._linear import BufferedLinear
+from blockwright.formats._spec import check_not_empty, check_version
 from blockwright.numerics.finite import all_finite
 from blockwright.types import DenseSolution, FormatLimits, SiteKind, Solution, ValueFormat
 
@@ -60,8 +60,7 @@ class BfFormat(ValueFormat):
         return FormatLimits(vllm=True, llama_cpp=True, packed_on_cpu=True)
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        if min(shape) < 1:
-            raise FormatError(f"bf16: {where}: a weight of {shape[0]} x {shape[1]} is empty")
+        check_not_empty(self, shape, where)
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         return shape[0] * shape[1] * torch.bfloat16.itemsize
@@ -95,29 +94,10 @@ class BfFormat(ValueFormat):
         return BfLinear(self, shape, weight=weight, bias=bias_O, dtype=dtype)
 
 
-class BfLinear(FormatLinear):
+class BfLinear(BufferedLinear):
     """The packed module: it has one state only, which is portable and multiplies."""
 
     weight: Tensor
-
-    def __init__(
-        self,
-        format: BfFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-
-    @property
-    def weight_names(self) -> tuple[str, ...]:
-        return ("weight",)
-
-    def stored_weight(self) -> dict[str, Tensor]:
-        return {"weight": self.weight.detach()}
 
     def prepare(self) -> Self:
         return self
@@ -128,14 +108,6 @@ class BfLinear(FormatLinear):
     @property
     def kernel(self) -> str:
         return "matmul"
-
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
 
     def product(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.view(self.shape).to(x.dtype))

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError, NumericalError
-from blockwright.formats._grouped import GroupedLinear, Layout, Matrix, spec_field
+from blockwright.formats._grouped import GroupedLinear, Layout, Matrix
 from blockwright.formats._int4 import Int4Format, Int4Linear
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.block_floating_point import (
     EXPONENT_DTYPE,
     fit_exponents,

@@ -38,8 +38,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._composite import CompositeLinear, empty_part, packed_part
-from blockwright.formats._grouped import spec_field
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.affine import AffineFormat
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
@@ -221,10 +220,7 @@ class BinLinear(CompositeLinear):
         return super().resident_bytes + places
 
     def product(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
-            )
+        self.check_inputs(x)
         salient, rest = self._inputs_of_parts() if self._places is None else self._places
         y = self.part("salient").product(x.index_select(-1, salient))
         return y + self.part("signs").product(x.index_select(-1, rest) * self.factor.to(x.dtype))

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._linear import FormatLinear
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_not_empty, check_version, spec_field
 from blockwright.numerics.dfloat11 import from_bytes, to_bytes
 from blockwright.types import DenseSolution, FormatLimits, LosslessFormat, SiteKind, Solution
 
@@ -69,8 +69,7 @@ class DfFormat(LosslessFormat):
         return FormatLimits(packed_on_cpu=True)
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        if min(shape) < 1:
-            raise FormatError(f"df11: {where}: a weight of {shape[0]} x {shape[1]} is empty")
+        check_not_empty(self, shape, where)
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         return self.coded_bytes or self.resident_bytes(shape)
@@ -89,10 +88,7 @@ class DfFormat(LosslessFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(int(spec["bytes"]))
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        return cls(int(spec_field(spec, "bytes")))
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> DfLinear:
         if not isinstance(solution, DenseSolution) or solution.values_OI.dtype != torch.bfloat16:
@@ -160,10 +156,6 @@ class DfLinear(FormatLinear):
     def device(self) -> torch.device:
         held = self.values if self.weight is None else self.weight
         return torch.device("cpu") if held is None else held.device
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
 
     def forward(self, x: Tensor) -> Tensor:
         """One product with the bias inside it: bit for bit what the original linear gives."""

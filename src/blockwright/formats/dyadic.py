@@ -31,7 +31,7 @@ Raises:  CandidateError for an unknown name, FormatError for a shape or a newer 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -39,9 +39,8 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._grouped import CHUNK_WEIGHTS, spec_field
-from blockwright.formats._linear import FormatLinear, frozen_product
-from blockwright.formats._spec import check_version
+from blockwright.formats._linear import ChunkedLinear, frozen_product
+from blockwright.formats._spec import check_not_empty, check_version, spec_field
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.dyadic import requantize
 from blockwright.numerics.int8_product import (
@@ -108,11 +107,8 @@ class DyadicIntFormat(DyadicFormat):
         return FormatLimits(packed_on_cpu=on_integers, resident_bits=self.bits + beside)
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        out_features, in_features = shape
-        if min(shape) < 1:
-            raise FormatError(
-                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
-            )
+        check_not_empty(self, shape, where)
+        in_features = shape[1]
         if in_features > MOST_INPUTS:
             raise FormatError(
                 f"{self.name}: {where}: sums of {in_features} products of 8 bits can pass 32 bits;"
@@ -166,7 +162,7 @@ class DyadicIntFormat(DyadicFormat):
         )
 
 
-class DyadicLinear(FormatLinear):
+class DyadicLinear(ChunkedLinear):
     """The packed module.  Prepared, ``_codes`` [O, I] is what the integer kernel reads."""
 
     format: DyadicIntFormat  # narrower than the base's
@@ -174,26 +170,7 @@ class DyadicLinear(FormatLinear):
     multiplier: Tensor
     shift: Tensor
     scales: Tensor
-    weight_names = ("weight", "multiplier", "shift", "scales")
     _codes: Tensor | None = None
-
-    def __init__(
-        self,
-        format: DyadicIntFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        multiplier: Tensor,
-        shift: Tensor,
-        scales: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-        self.register_buffer("multiplier", multiplier)
-        self.register_buffer("shift", shift)
-        self.register_buffer("scales", scales)
 
     # -- states
 
@@ -207,21 +184,13 @@ class DyadicLinear(FormatLinear):
         self._codes = None
         return self
 
-    def stored_weight(self) -> dict[str, Tensor]:
-        return {name: self.get_buffer(name).detach() for name in self.weight_names}
-
     @property
     def kernel(self) -> str:
         return "int8 x int8" if multiplies_integers(self.device.type) else "dequantize"
 
     @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-    @property
     def resident_bytes(self) -> int:
-        held = sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
-        return held + (0 if self._codes is None else self._codes.nbytes)
+        return super().resident_bytes + (0 if self._codes is None else self._codes.nbytes)
 
     # -- products
 
@@ -233,10 +202,7 @@ class DyadicLinear(FormatLinear):
         return (q_TO.float() * output_scale).to(x.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
-            )
+        self.check_inputs(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return frozen_product(x, self._multiply, self.dequantize)
         return self._multiply(x)
@@ -244,12 +210,6 @@ class DyadicLinear(FormatLinear):
     def differentiable_weight(self) -> Tensor:
         """Nothing in it can be trained: all is integers, but for two units."""
         return self.dequantize()
-
-    def dequantize(self) -> Tensor:
-        return torch.cat([chunk for _, chunk in self._chunks()])
-
-    def rows(self, index: Tensor) -> Tensor:
-        return self._rows(index).to(self.dtype)
 
     # -- details
 
@@ -275,10 +235,7 @@ class DyadicLinear(FormatLinear):
         if self._in_integers(x.detach()):
             return (self._integer_outputs(x).float() * self.scales[1].float()).to(x.dtype)
         x_TI = x.reshape(-1, self.in_features)
-        y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
-        for rows, W_RI in self._chunks():
-            torch.mm(x_TI, W_RI.to(x.dtype).t(), out=y_TO[:, rows])
-        return y_TO.reshape(*x.shape[:-1], self.out_features)
+        return self._chunked_product(x_TI).reshape(*x.shape[:-1], self.out_features)
 
     def _signed(self, rows: slice | Tensor) -> Tensor:
         """int16 [rows, I]"""
@@ -296,12 +253,6 @@ class DyadicLinear(FormatLinear):
             shift_O=self.shift[rows],
             scales=self.scales,
         ).weight()
-
-    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        step = max(1, CHUNK_WEIGHTS // self.in_features)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, min(start + step, self.out_features))
-            yield rows, self._rows(rows)
 
 
 FORMAT = DyadicIntFormat

@@ -33,8 +33,8 @@ from typing import Any, ClassVar, Self
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._codebook import CodebookFormat
-from blockwright.formats._grouped import GROUP_NAME, GROUP_SIZES, spec_field
-from blockwright.formats._spec import check_version
+from blockwright.formats._grouped import GROUP_NAME, GROUP_SIZES
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.codebooks import Codebook
 
 NAME = re.compile(rf"fp-e(?P<exponent>[2-7])m(?P<mantissa>[0-5])-(?P<group>{GROUP_NAME})")

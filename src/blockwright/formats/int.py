@@ -40,10 +40,9 @@ from blockwright.formats._grouped import (
     GroupedLinear,
     Layout,
     Matrix,
-    spec_field,
 )
 from blockwright.formats._int4 import Int4Format, Int4Linear
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes

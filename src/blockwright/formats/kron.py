@@ -38,7 +38,7 @@ from torch import Tensor
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._composite import CompositeLinear, empty_parts, packed_part, values_from
 from blockwright.formats._ranked import SizedFormat
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.types import KroneckerFormat, KroneckerSolution, KroneckerSplit, Solution
 
 NAME = re.compile(
@@ -126,11 +126,10 @@ class KronFormat(SizedFormat, KroneckerFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            sizes = spec["percent"], spec["rank"]
-            return cls(*sizes, values_from(spec), spec["rows"], spec["columns"])
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        percent, rank, *parts = (
+            spec_field(spec, name) for name in ("percent", "rank", "rows", "columns")
+        )
+        return cls(percent, rank, values_from(spec), *parts)
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> KronLinear:
         if not isinstance(solution, KroneckerSolution):

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError, FormatError
+from blockwright.errors import CandidateError
 from blockwright.formats._composite import (
     CompositeLinear,
     empty_parts,
@@ -102,10 +102,7 @@ class KsortFormat(PermutedFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(values_from(spec))
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        return cls(values_from(spec))
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> KsortLinear:
         if not isinstance(solution, PermutedSolution):
@@ -144,10 +141,7 @@ class KsortLinear(CompositeLinear):
         return self.part("values").kernel
 
     def product(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
-            )
+        self.check_inputs(x)
         return self.part("values").product(x.index_select(-1, self.order.int()))
 
     def differentiable_weight(self) -> Tensor:

@@ -26,7 +26,7 @@ Raises:  CandidateError for an unknown name, FormatError for a shape or a newer 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -35,9 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._grouped import CHUNK_WEIGHTS, spec_field
-from blockwright.formats._linear import FormatLinear, frozen_product
-from blockwright.formats._spec import check_version
+from blockwright.formats._linear import ChunkedLinear, frozen_product
+from blockwright.formats._spec import check_not_empty, check_version, spec_field
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.int8_product import (
@@ -109,11 +108,8 @@ class LlmIntFormat(OutlierFormat):
         )
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        out_features, in_features = shape
-        if min(shape) < 1:
-            raise FormatError(
-                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
-            )
+        check_not_empty(self, shape, where)
+        in_features = shape[1]
         if in_features > MOST_INPUTS:
             raise FormatError(
                 f"{self.name}: {where}: sums of {in_features} products of 8 bits can pass 32 bits;"
@@ -168,7 +164,7 @@ class LlmIntFormat(OutlierFormat):
         )
 
 
-class LlmIntLinear(FormatLinear):
+class LlmIntLinear(ChunkedLinear):
     """The packed module; the stored tensors are what the kernel reads."""
 
     format: LlmIntFormat  # narrower than the base's
@@ -176,25 +172,6 @@ class LlmIntLinear(FormatLinear):
     scale: Tensor
     columns: Tensor
     outliers: Tensor
-    weight_names = ("weight", "scale", "columns", "outliers")
-
-    def __init__(
-        self,
-        format: LlmIntFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        scale: Tensor,
-        columns: Tensor,
-        outliers: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("columns", columns)
-        self.register_buffer("outliers", outliers)
 
     # -- states
 
@@ -204,28 +181,14 @@ class LlmIntLinear(FormatLinear):
     def restore(self) -> Self:
         return self
 
-    def stored_weight(self) -> dict[str, Tensor]:
-        return {name: self.get_buffer(name).detach() for name in self.weight_names}
-
     @property
     def kernel(self) -> str:
         return "int8 x int8" if multiplies_integers(self.device.type) else "dequantize"
 
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
-
     # -- products
 
     def product(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self.format.name}: {x.shape[-1]} inputs given, {self.in_features} needed"
-            )
+        self.check_inputs(x)
         if torch.is_grad_enabled():
             if self.scale.requires_grad or self.outliers.requires_grad:
                 return F.linear(x, self.differentiable_weight().to(x.dtype))
@@ -238,12 +201,6 @@ class LlmIntLinear(FormatLinear):
         kept = self.outliers.view(self.out_features, -1).float()
         return rest.index_copy(1, self.columns.long(), kept)
 
-    def dequantize(self) -> Tensor:
-        return torch.cat([chunk for _, chunk in self._chunks()])
-
-    def rows(self, index: Tensor) -> Tensor:
-        return self._rows(index).to(self.dtype)
-
     # -- details
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -251,9 +208,7 @@ class LlmIntLinear(FormatLinear):
         if x.dtype == torch.bfloat16 and len(x_TI) and multiplies_integers(x.device.type):
             y_TO = self._integer_product(x_TI)
         else:
-            y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
-            for rows, W_RI in self._chunks():
-                torch.mm(x_TI, W_RI.to(x.dtype).t(), out=y_TO[:, rows])
+            y_TO = self._chunked_product(x_TI)
         return y_TO.reshape(*x.shape[:-1], self.out_features)
 
     def _integer_product(self, x_TI: Tensor) -> Tensor:
@@ -272,12 +227,6 @@ class LlmIntLinear(FormatLinear):
         rest = self.weight.view(self.shape)[rows].float().mul_(self.scale.detach()[rows].float())
         kept = self.outliers.detach().view(self.out_features, -1)[rows].float()
         return rest.index_copy_(1, self.columns.long(), kept)
-
-    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        step = max(1, CHUNK_WEIGHTS // self.in_features)
-        for start in range(0, self.out_features, step):
-            rows = slice(start, min(start + step, self.out_features))
-            yield rows, self._rows(rows)
 
 
 FORMAT = LlmIntFormat

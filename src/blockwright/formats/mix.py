@@ -31,8 +31,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._composite import CompositeLinear, empty_part, packed_part
-from blockwright.formats._grouped import spec_field
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.types import (

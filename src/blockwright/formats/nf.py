@@ -35,8 +35,8 @@ from typing import Any, ClassVar, Self
 
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._codebook import CodebookFormat
-from blockwright.formats._grouped import GROUP_NAME, GROUP_SIZES, spec_field
-from blockwright.formats._spec import check_version
+from blockwright.formats._grouped import GROUP_NAME, GROUP_SIZES
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.codebooks import Codebook
 
 NAME = re.compile(rf"nf(?P<bits>[2-4])-(?P<group>{GROUP_NAME})(?P<double>-dq)?")

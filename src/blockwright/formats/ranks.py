@@ -26,9 +26,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from blockwright.errors import CandidateError, FormatError
+from blockwright.errors import CandidateError
 from blockwright.formats._composite import values_from
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.bf import BfFormat
 from blockwright.formats.rank import RankFormat
 from blockwright.types import (
@@ -114,10 +114,7 @@ class RanksFormat(ThresholdFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(spec["thousandths"], values_from(spec))
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        return cls(spec_field(spec, "thousandths"), values_from(spec))
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> PackedLinear:
         """The module of a ``rank`` format, or of the values': what is stored has no threshold."""

@@ -35,7 +35,7 @@ from torch import Tensor
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats._composite import empty_parts, packed_part, values_from
 from blockwright.formats._masked import MaskedLinear, Matrix
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.bf import BfFormat
 from blockwright.numerics.masks import keep_n_of_m, keep_per_row, kept_columns
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
@@ -193,10 +193,12 @@ class SparseFormat(MaskedFormat):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
-        try:
-            return cls(spec["percent"], spec["n"], spec["m"], values_from(spec))
-        except KeyError as missing:
-            raise FormatError(f"format spec {dict(spec)} lacks {missing}") from None
+        return cls(
+            spec_field(spec, "percent"),
+            spec_field(spec, "n"),
+            spec_field(spec, "m"),
+            values_from(spec),
+        )
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> SparseLinear:
         if not isinstance(solution, MaskedSolution):

@@ -30,8 +30,7 @@ from torch import Tensor
 from blockwright.errors import CandidateError, FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._composite import CompositeLinear, as_part
-from blockwright.formats._grouped import spec_field
-from blockwright.formats._spec import check_version
+from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.nf import NfFormat
 from blockwright.formats.rank import RankFormat
 from blockwright.types import (

@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._grouped import GROUP_NAME, GROUP_SIZES, GroupedLinear, spec_field
-from blockwright.formats._linear import FormatLinear
-from blockwright.formats._spec import check_version
+from blockwright.formats._grouped import GROUP_NAME, GROUP_SIZES, GroupedLinear
+from blockwright.formats._linear import BufferedLinear
+from blockwright.formats._spec import check_not_empty, check_version, spec_field
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.grids import AffineGrid
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
@@ -125,11 +125,8 @@ class VqFormat(VectorFormat):
         )
 
     def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        out_features, in_features = shape
-        if min(shape) < 1:
-            raise FormatError(
-                f"{self.name}: {where}: a weight of {out_features} x {in_features} is empty"
-            )
+        check_not_empty(self, shape, where)
+        in_features = shape[1]
         if in_features % (self.group_size or self.dim):
             raise FormatError(
                 f"{self.name}: {where}: {self.group_size or self.dim} does not divide"
@@ -203,31 +200,14 @@ class VqFormat(VectorFormat):
         )
 
 
-class VqLinear(FormatLinear):
+class VqLinear(BufferedLinear):
     """The packed module.  Prepared, ``_values`` is the weight looked up, beside its codes."""
 
     format: VqFormat  # narrower than the base's
     weight: Tensor
     codebook: Tensor
     scale: Tensor
-    weight_names = ("weight", "codebook", "scale")
     _values: GroupedLinear | None = None
-
-    def __init__(
-        self,
-        format: VqFormat,
-        shape: tuple[int, int],
-        *,
-        weight: Tensor,
-        codebook: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(format, shape, bias=bias, dtype=dtype)
-        self.register_buffer("weight", weight)
-        self.register_buffer("codebook", codebook)
-        self.register_buffer("scale", scale)
 
     # -- states
 
@@ -246,9 +226,6 @@ class VqLinear(FormatLinear):
         self.restore()
         super().replace_stored(name, tensor)
 
-    def stored_weight(self) -> dict[str, Tensor]:
-        return {name: self.get_buffer(name).detach() for name in self.weight_names}
-
     @property
     def kernel(self) -> str:
         if self._values is not None:
@@ -258,13 +235,9 @@ class VqLinear(FormatLinear):
         return self.format.values.empty(shape, bias=False, dtype=self.dtype, device=device).kernel
 
     @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-    @property
     def resident_bytes(self) -> int:
-        held = sum(t.numel() * t.element_size() for t in (*self.parameters(), *self.buffers()))
-        return held + (0 if self._values is None else self._values.resident_bytes)
+        looked_up = 0 if self._values is None else self._values.resident_bytes
+        return super().resident_bytes + looked_up
 
     # -- products
 
