@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from blockwright.types import Budget, FitRequest
+from blockwright.types import Budget, FitRequest, Preset
 
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>", "<mask>"]
 CANDIDATES = ("int3-g32:gptq", "int4-g32:gptq", "int8:rtn")
@@ -63,12 +63,13 @@ def with_tokenizer(model: Path, folder: Path) -> Path:
 
 
 def request(model: Path, work: Path, **changes: Any) -> FitRequest:
-    """A fit of a few seconds."""
+    """A fit of about a second: neither refined nor healed unless asked for."""
     texts, heldout = write_texts(work)
     options: dict[str, Any] = {
         "model": str(model),
         "out": work / "out",
         "budget": Budget(bits=4.6),
+        "preset": Preset.FAST,
         "candidates": CANDIDATES,
         "calibration": texts,
         "eval_text": heldout,

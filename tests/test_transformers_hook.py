@@ -150,7 +150,9 @@ check_loading()
     assert run(script, fake_transformers) == LOADED
 
 
-@pytest.mark.parametrize("first", ["blockwright", "blockwright.loading"])
+@pytest.mark.parametrize(
+    "first", ["blockwright", pytest.param("blockwright.loading", marks=pytest.mark.slow)]
+)
 def test_the_real_transformers_makes_the_real_config(first: str) -> None:
     script = f"""
 import {first}

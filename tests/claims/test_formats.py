@@ -20,7 +20,7 @@ from tests.claims.ledger import Grade, claim
 from tests.conftest import ModelFolder
 from tests.layers import outlier_layer
 
-INTS = [IntFormat.parse(name) for name in IntFormat.examples()]
+INTS = IntFormat.every()
 
 
 def filled(format: IntFormat, W_OI: Tensor) -> tuple[FormatLinear, Tensor]:

@@ -75,6 +75,7 @@ def test_turns_lower_the_error(seed: int) -> Iterator[float]:
         yield weight_error(plain(seed, bits), W) / first
 
 
+@pytest.mark.slow
 @claim(
     method="lqlora",
     says="it beats rounding first and a product of the same rank for what was missed",

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from blockwright import pipeline
-from blockwright.types import Budget, FitResult
+from blockwright.types import Budget, FitResult, Preset
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer
 
@@ -34,12 +34,16 @@ def load(folder: Path, task: str = "causal-lm", **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("budget", [Budget(bits=4.6), Budget(ratio=0.45)], ids=["bits", "ratio"])
+@pytest.mark.parametrize(
+    ("budget", "preset"),
+    [(Budget(bits=4.6), Preset.BALANCED), (Budget(ratio=0.45), Preset.FAST)],
+    ids=["bits", "ratio"],
+)
 def test_fitted_folder_keeps_its_budget_and_loads(
-    kind: str, budget: Budget, model_folder: ModelFolder, tmp_path: Path
+    kind: str, budget: Budget, preset: Preset, model_folder: ModelFolder, tmp_path: Path
 ) -> None:
     model = with_tokenizer(model_folder(kind, **KINDS[kind]), tmp_path)
-    result = pipeline.fit(request(model, tmp_path, budget=budget))
+    result = pipeline.fit(request(model, tmp_path, budget=budget, preset=preset))
     if budget.bits is not None:
         assert result.bits_per_weight <= budget.bits
     else:

@@ -44,7 +44,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(kind: str, model_folder: ModelFolder, work: Path, **changes: Any) -> FitRequest:
     model = with_tokenizer(model_folder(kind, **KINDS[kind]), work)
-    return request(model, work, **{"candidates": COARSE, **changes})
+    return request(model, work, **{"candidates": COARSE, "preset": Preset.BALANCED, **changes})
 
 
 def planned(run: Run) -> Plan:

@@ -18,6 +18,7 @@ import pytest
 
 from blockwright import pipeline
 from blockwright.errors import ModelError
+from blockwright.types import Preset
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer, write_texts
 from tests.pipeline.conftest import load_here
@@ -46,7 +47,7 @@ def run(work: Path, out: str, library: str, moment: str, fresh: bool) -> None:
         patch.setattr(pipeline, "prove", die)
     if moment == "after the proof":
         patch.setattr(os, "replace", partial(die_before, str(work / out), os.replace))
-    asked = request(work / "model", work)
+    asked = request(work / "model", work, preset=Preset.BALANCED)
     pipeline.fit(replace(asked, out=work / out, library=work / library))
 
 

@@ -138,15 +138,15 @@ def test_healing_leaves_what_is_gone(
     monkeypatch.setitem(presets.MATCHING, Preset.BALANCED, False)
     model = with_tokenizer(model_folder("opt"), tmp_path)
     first = request(model, tmp_path, candidates=("int3-g32:gptq",), budget=Budget(bits=6.0))
-    fast = replace(first, preset=Preset.FAST)
-    plan = json.loads(pipeline.fit(fast).plan_path.read_text(encoding="utf-8"))
+    plan = json.loads(pipeline.fit(first).plan_path.read_text(encoding="utf-8"))
     ffn = "model.decoder.layers.1.{fc1,fc2}"
     linears = {f"model.decoder.layers.1.fc{number}" for number in (1, 2)}
     kept = {site: choice for site, choice in plan["choices"].items() if site not in linears}
     kept[ffn] = {"candidate": "drop", "stored_bytes": 0, "loss": 0.0, "key": ""}
     edited = tmp_path / "edited.json"
     edited.write_text(json.dumps({**plan, "choices": kept}), encoding="utf-8")
-    result = pipeline.fit(replace(first, out=tmp_path / "healed", plan=edited, budget=None))
+    again = replace(first, preset=Preset.BALANCED, plan=edited, budget=None)
+    result = pipeline.fit(replace(again, out=tmp_path / "healed"))
     assert Plan.read(result.plan_path).healed
 
 

@@ -15,7 +15,7 @@ from blockwright import pipeline
 from blockwright.cli.demo import bundled_model
 from blockwright.pipeline import probing
 from blockwright.progress import SilentProgress, Stage
-from blockwright.types import Budget, FitRequest
+from blockwright.types import Budget, FitRequest, Preset
 from tests.conftest import ModelFolder
 from tests.fits import CANDIDATES, request, with_tokenizer, write_texts
 
@@ -56,7 +56,7 @@ def asked(model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A request whose price starts no process of its own."""
     monkeypatch.setattr(probing, "ask_fresh_process", lambda loading: time.sleep(0.01))
     model = with_tokenizer(model_folder("llama", **KINDS["llama"]), tmp_path)
-    return request(model, tmp_path)
+    return request(model, tmp_path, preset=Preset.BALANCED)
 
 
 def test_every_stage_has_a_price_and_nothing_is_written(asked: FitRequest) -> None:

@@ -11,6 +11,7 @@ from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.refining import refined_variants, solve_sequentially
 from blockwright.progress import SilentProgress
+from blockwright.types import Preset
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
 
@@ -19,7 +20,7 @@ def test_lost_refined_entries_are_solved_again_to_the_same_bytes(
     model_folder: ModelFolder, tmp_path: Path
 ) -> None:
     model = with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
-    run = open_run(request(model, tmp_path), SilentProgress())
+    run = open_run(request(model, tmp_path, preset=Preset.BALANCED), SilentProgress())
     plan = choose_plan(run, pose_problem(run, build_library(run)).problem).plan
     refined = solve_sequentially(run, plan)
     keys = [item.key for item in refined_variants(run, plan).values()]

@@ -33,7 +33,8 @@ def planned(
 ) -> tuple[Run, Plan]:
     model = with_tokenizer(folder(kind, **KINDS[kind]), work)
     changes = {"candidates": candidates, "budget": Budget(bits=4.6), "calibration_tokens": 2048}
-    run = open_run(request(model, work, **changes), SilentProgress())
+    asked = request(model, work, preset=Preset.BALANCED, **changes)
+    run = open_run(asked, SilentProgress())
     return run, choose_plan(run, pose_problem(run, build_library(run)).problem).plan
 
 

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product, starmap
 from typing import Any, ClassVar, Self
 
 import torch
@@ -145,7 +146,7 @@ class IntFormat(Int4Format, ZeroPointFormat):
     def parse(cls, name: str) -> Self:
         match = NAME.fullmatch(name)
         if match is None:
-            names = cls.examples()
+            names = [each.name for each in cls.every()]
             alike = [each for each in names if each.startswith(name[:4])]
             close = difflib.get_close_matches(name, alike or names, n=1)
             raise CandidateError(
@@ -162,7 +163,17 @@ class IntFormat(Int4Format, ZeroPointFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        return tuple(each.name for each in cls._all())
+        """Every two of width, group size and symmetry together: half of all there are."""
+        return tuple(
+            each.name
+            for each in cls.every()
+            if each.symmetric == (each.bits + GROUP_SIZES.index(each.group_size)) % 2
+        )
+
+    @classmethod
+    def every(cls) -> tuple[Self, ...]:
+        """All there are."""
+        return tuple(starmap(cls, product(range(2, 9), GROUP_SIZES, (False, True))))
 
     @property
     def limits(self) -> FormatLimits:
@@ -232,13 +243,6 @@ class IntFormat(Int4Format, ZeroPointFormat):
             zero_point_GO = grid.zero_point.to(torch.uint8).t().contiguous()
             beside["zero_point"] = pack_codes(zero_point_GO, self.bits)
         return self.packed(solution.codes_OI, beside, bias_O, dtype)
-
-    @classmethod
-    def _all(cls) -> Iterator[Self]:
-        for bits in range(2, 9):
-            for size in GROUP_SIZES:
-                for symmetric in (False, True):
-                    yield cls(bits, size, symmetric)
 
 
 FORMAT = IntFormat
