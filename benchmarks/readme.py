@@ -34,7 +34,9 @@ def measured_on(name: str, machine: Figures) -> str:
     """The line under a table."""
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     what = f"{machine['processor']} ({machine['capability']}), {threads}"
-    return f"`python -m benchmarks {name}`: {what}, torch {machine['torch']}."
+    return (
+        f"`python -m {COMMANDS.get(name, f'benchmarks {name}')}`: {what}, torch {machine['torch']}."
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -110,11 +112,31 @@ def price(figures: Figures) -> str:
     return table(("`--dry-run` against the run, bundled model", *names), rows)
 
 
+def peers_time(figures: Figures) -> str:
+    """A fit against GPTQModel."""
+    ours, theirs = figures["blockwright"], figures["gptqmodel"]
+    rows = [
+        [
+            f"`fit --preset fast --bits {ours['bits_per_weight']:.1f}`",
+            f"{ours['fit_seconds'] / 60:.1f}",
+            f"{figures['time_ratio']:.2f}x",
+            f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f}x",
+            f"{figures['second_budget_seconds']:.1f} s",
+        ],
+        ["GPTQModel int4-g128", f"{theirs['seconds'] / 60:.1f}", "1x", "1x", "the same again"],
+    ]
+    what = f"1.1B, {figures['tokens']:,} tokens of calibration, evaluation left out"
+    return table((what, "minutes", "time", "peak memory", "a second budget"), rows)
+
+
+COMMANDS = {"peers-time": "benchmarks.peers time"}
+"""Where they are not those of ``python -m benchmarks``."""
 TABLES: dict[str, Callable[[Figures], str]] = {
     "decode": decode,
     "quality": quality,
     "memory": memory,
     "speedup": speedup,
+    "peers-time": peers_time,
     "price": price,
 }
 
