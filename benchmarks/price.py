@@ -1,4 +1,6 @@
-"""What ``fit --dry-run`` says against what the fit then takes: memory, disk and time."""
+"""What ``fit --dry-run`` says against what the fit then takes, memory, disk and time, by preset;
+and what each preset gives: KL and bits.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from blockwright.types import Preset
 
 BOUNDS = {"memory": 2.0, "disk": 2.0, "seconds": 3.0}
 """Largest factor between a price and what came, either way."""
+GIVEN = ("bits_per_weight", "kl_divergence", "bits_per_weight_uniform", "kl_divergence_uniform")
 POLL_SECONDS = 0.2
 DEMO_OPTIONS = ("--bits", "4.3")
 
@@ -59,7 +62,7 @@ def compare(case: Priced, work: Path) -> dict[str, Any]:
     return {
         name: {"priced": priced, "taken": taken, "ratio": priced / taken, "bound": BOUNDS[name]}
         for name, (priced, taken) in pairs.items()
-    } | {"parts": price["parts"]}
+    } | {"parts": price["parts"], "result": {name: result[name] for name in GIVEN}}
 
 
 def out_of_bounds(figures: dict[str, Any]) -> list[str]:

@@ -103,13 +103,19 @@ def speedup(figures: Figures) -> str:
 
 
 def price(figures: Figures) -> str:
-    """Dry runs against runs."""
-    rows = [
-        [f"`--preset {preset}`", *(f"{row[key]['ratio']:.2f}x" for key in row if key != "parts")]
-        for preset, row in figures.items()
-    ]
-    names = [key for key in next(iter(figures.values())) if key != "parts"]
-    return table(("`--dry-run` against the run, bundled model", *names), rows)
+    """What presets take and give, and what their dry runs said."""
+    rows = []
+    for preset, row in figures.items():
+        given = row["result"]
+        kl = (
+            f"{given[f'kl_divergence{of}']:.5f} at {given[f'bits_per_weight{of}']:.2f}"
+            for of in ("", "_uniform")
+        )
+        said = (f"{row[name]['ratio']:.2f}x" for name in ("seconds", "memory", "disk"))
+        minutes = f"{row['seconds']['taken'] / 60:.1f}"
+        rows.append([f"`--preset {preset}`", minutes, *kl, " / ".join(said)])
+    head = ("bundled model", "minutes", "KL", "KL of the best uniform plan")
+    return table((*head, "`--dry-run` said: time / memory / disk"), rows)
 
 
 def peers_time(figures: Figures) -> str:
