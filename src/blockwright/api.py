@@ -14,6 +14,13 @@ from transformers import DynamicCache
 
 from blockwright import evaluate
 from blockwright.anatomy import Skeleton, build_skeleton
+from blockwright.attention.huggingface import (
+    attends_by_policy,
+    check_attention,
+    use_attention,
+)
+from blockwright.attention.spelling import text_of
+from blockwright.attention.watching import Densities, watched
 from blockwright.checkpoint import Checkpoint, resolve_model
 from blockwright.errors import ModelError, TextError
 from blockwright.evaluate import Loading, ask_fresh_process, measure, run_to_file
@@ -29,6 +36,7 @@ from blockwright.pipeline.proving import (
 )
 from blockwright.pipeline.weighing import packed_formats
 from blockwright.progress import Progress, SilentProgress, Stage
+from blockwright.registry import policy_named
 from blockwright.stream import Inputs, Stream
 from blockwright.texts import TokenSet, load_tokenizer, read_documents, tokenize
 from blockwright.types import KEEP, Candidate, Profile, Quality, SiteKind, Workload
@@ -43,6 +51,7 @@ def evaluate_model(
     eval_text: Path,
     against: str | None = None,
     kv: str | None = None,
+    attention: str | None = None,
     eval_tokens: int | None = None,
     sequence_length: int | None = None,
     revision: str | None = None,
@@ -55,7 +64,9 @@ def evaluate_model(
     """Quality on a text (against an original, if named), bytes, speed and memory.
 
     ``kv``: format of the KV cache, as if every token had been decoded with it; without ``against``
-    the distance is from the same model with an ordinary cache.  None: as the folder says.
+    the distance is from the same model with an ordinary cache.  ``attention``: policy of every
+    block (``xattention``, ``moba@block=64``), ``keep`` for the model's own; without ``against``
+    the distance is from the same model with its own.  None: as the folder says.
 
     Perplexity, KL divergence and agreement are computed in fp32, block by block from disk; speed
     is that of a fresh process that loads the folder in its stored dtype.
@@ -64,13 +75,15 @@ def evaluate_model(
     check_device(device)
     progress = progress or SilentProgress()
     folder = resolve_model(model, revision, trust_remote_code=trust_remote_code).path
-    stream = open_fitted(folder, trust_remote_code, device, kv)
+    stream = open_fitted(folder, trust_remote_code, device, kv, attention)
     if stream.skeleton.task == "vision":
         raise ModelError(f"{model}: evaluate needs a text model")
     if stream.skeleton.task != "causal-lm" and against is None:
         raise ModelError(f"{model} has no language head: name its original with --against")
     formats = chosen_formats(stream.skeleton.config, kv)
-    other = _open_compared(folder if formats else None, against, trust_remote_code, device)
+    by_policy = attends_by_policy(stream.skeleton.model)
+    own = folder if formats or by_policy else None
+    other = _open_compared(own, against, trust_remote_code, device)
     if other is not None and other.skeleton.config.vocab_size != stream.skeleton.config.vocab_size:
         raise TextError(f"{against} has another vocabulary than {model}; name its original")
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
@@ -79,13 +92,16 @@ def evaluate_model(
     if note := own_layers(stream.skeleton.config, formats):
         progress.note(note)
     progress.note(tokens.description)
-    quality = _measure_quality(stream, other, inputs, progress)
+    visited = Densities()
+    with watched(visited):
+        quality = _measure_quality(stream, other, inputs, progress)
     loading = Loading(
         folder=folder,
         task=stream.skeleton.task,
         device=device,
         trust_remote_code=trust_remote_code,
         kv=kv,
+        attention=attention,
     )
     size = Checkpoint.open(folder).total_file_bytes
     with progress.stage("measure speed", expected_seconds=fresh_seconds(size, 1)):
@@ -96,6 +112,7 @@ def evaluate_model(
         "size_bytes": size,
         **(asdict(speed) if speed else {}),
         **_cache_figures(stream.skeleton, formats, tokens.sequence_length),
+        **({"attention_density": visited.mean} if by_policy else {}),
         "sequence_length": tokens.sequence_length,
     }
 
@@ -124,11 +141,15 @@ def _read_tokens(
 def _open_compared(
     own: Path | None, against: str | None, trust_remote_code: bool, device: str
 ) -> Stream | None:
-    """What a model is compared with, with an ordinary KV cache: its original, else itself."""
+    """What a model is compared with, with an ordinary KV cache and its own attention: its original,
+    else itself.
+    """
     path = own
     if against is not None:
         path = resolve_model(against, None, trust_remote_code=trust_remote_code).path
-    return None if path is None else open_fitted(path, trust_remote_code, device, kv=str(KEEP))
+    if path is None:
+        return None
+    return open_fitted(path, trust_remote_code, device, kv=str(KEEP), attention=str(KEEP))
 
 
 def _cache_figures(skeleton: Skeleton, formats: Formats, context: int) -> dict[str, Any]:
@@ -249,6 +270,7 @@ def generate_text(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     kv: str | None = None,
+    attention: str | None = None,
     revision: str | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -258,12 +280,14 @@ def generate_text(
 ) -> str:
     """Continue a prompt with a KV cache; temperature 0 takes the most likely token.
 
-    ``kv``: format of the cache (``int4``), ``keep`` for an ordinary one; None: as the folder says.
+    ``kv``: format of the cache (``int4``), ``keep`` for an ordinary one; ``attention``: policy of
+    every block (``xattention``), ``keep`` for the model's own; None: as the folder says.
     """
     from transformers import AutoModelForCausalLM
 
     set_threads(threads)
     check_device(device)
+    check_attention(attention)
     torch.manual_seed(seed)
     progress = progress or SilentProgress()
     source = resolve_model(model, revision, trust_remote_code=trust_remote_code)
@@ -282,6 +306,7 @@ def generate_text(
         loaded = AutoModelForCausalLM.from_pretrained(
             source.path, dtype="auto", trust_remote_code=trust_remote_code
         ).to(device)
+    use_attention(loaded, attention)
     cache = cache_of(loaded.config, kv)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     with progress.stage("generate", max_new_tokens, "tokens") as stage:
@@ -327,6 +352,7 @@ def profile_model(
     *,
     workload: Workload | None = None,
     candidates: Sequence[str] = (),
+    attention: Sequence[str] = (),
     threads: int | None = None,
     device: str = "cpu",
     revision: str | None = None,
@@ -346,6 +372,7 @@ def profile_model(
         model=model,
         progress=progress or SilentProgress(),
         device=device,
+        policies=[text_of(policy_named(text)) for text in attention],
     )
 
 

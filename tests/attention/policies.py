@@ -24,8 +24,12 @@ SMALL: dict[str, Any] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "blade": {"samples": 4, "least": 0.0, "most": 1.0, "threshold": 0.6, "window": 0},
+    "chunkllm": {"keep": 2, "length": 20, "local": 24, "block": 8},
+    "blockrank": {"length": 32},
+    "nsa": {"run": 8, "hop": 4, "shared": False},
     "pbs": {"keep": 0, "threshold": 0.5},
     "s2o": {"eps": 0.0, "cap": 0.2},
+    "vmoba": {"keep": 0, "boxes": "1x4x4"},
     "xattention": {"keep": 0, "threshold": 0.5},
 }
 """Where one value does not suit all."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,6 +90,28 @@ def test_two_disjoint_selections_merge_to_the_joint_one(
         for selection in (halved(problem, tiles & odd), halved(problem, tiles & ~odd))
     ]
     assert_same(merge(parts), cpu.attend(*problem, scale=SCALE))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shapes(), FLAGS, st.integers(0, 99), st.booleans())
+def test_listed_summaries_equal_the_definition(
+    shape: Shape, flags: dict[str, object], seed: int, causal_summaries: bool
+) -> None:
+    """Lists of coarse query tiles, hidden by finer ones."""
+    problem = random_problem(shape, flags, seed)
+    far = random_far(problem, seed)
+    coarse = 2 * shape.query_block
+    tiles = (-(-shape.queries // coarse), far.key.shape[2])
+    generator = torch.Generator().manual_seed(seed)
+    heads = [1, shape.kv_heads, shape.kv_heads * shape.group][seed % 3]
+    shown = torch.rand(shape.batch, heads, *tiles, generator=generator) < 0.6
+    far = replace(
+        far,
+        show=Selection.of_mask(shown, coarse, 1),
+        last_position=far.last_position if causal_summaries else None,
+    )
+    got = cpu.attend(*problem, scale=SCALE, far=(far,))
+    assert_same(got, ref.attend(*problem, scale=SCALE, far=(far,)))
 
 
 def halved(problem: Problem, mask: torch.Tensor) -> Selection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from transformers.masking_utils import (
 from blockwright.attention import huggingface as plug
 from blockwright.attention.policies.mean import Mean
 from blockwright.attention.policies.moba import Moba
-from blockwright.errors import AttentionError
+from blockwright.attention.spelling import spec_of
+from blockwright.attention.watching import Densities, watched
+from blockwright.errors import AttentionError, FormatError, UserError
 from tests.attention.policies import CAUSAL
 from tests.models import DECODER, HEADS_OF_16, random_model
 
@@ -153,6 +156,57 @@ def test_blocks_may_have_their_own_policies() -> None:
     with torch.no_grad():
         covered = model(input_ids=texts()).logits
     torch.testing.assert_close(covered, dense, atol=1e-4, rtol=1e-4)
+
+
+def test_the_config_says_which_policy_a_block_has() -> None:
+    """So that a copy of a block, or a model read back with its config, attends alike."""
+    model = random_model("llama")
+    plug.use_policies(model, {1: "mean@query_block=8,key_block=8,keep=2"})
+    with torch.no_grad():
+        wanted = model(input_ids=texts()).logits
+    assert vars(model.config)[plug.POLICIES] == {"1": "mean@query_block=8,key_block=8,keep=2"}
+    copied = type(model)(copy.deepcopy(model.config)).eval()
+    copied.load_state_dict(model.state_dict())
+    copied.set_attn_implementation("blockwright")
+    with torch.no_grad():
+        assert torch.equal(copied(input_ids=texts()).logits, wanted)
+
+
+def test_one_policy_may_stand_in_all_blocks_and_leave_again() -> None:
+    model = random_model("llama")
+    own = output(model, "sdpa", input_ids=texts())
+    seen = Densities()
+    plug.use_attention(model, "window@window=8,sink=2,query_block=8,key_block=8")
+    with torch.no_grad(), watched(seen):
+        windowed = model(input_ids=texts()).logits
+    assert not torch.allclose(windowed, own, atol=1e-3)
+    assert set(seen.found) == {0, 1, 2}
+    assert seen.mean is not None
+    assert 0 < seen.mean < 1
+    plug.use_attention(model, "keep")
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=texts()).logits, own)
+
+
+def test_a_folder_says_how_its_blocks_attend() -> None:
+    model = random_model("llama")
+    spec = spec_of("moba@keep=1,block=16")
+    model.config.quantization_config = {"quant_method": "blockwright", "attention": {"2": spec}}
+    plug.use_attention(model, None)
+    assert plug.attends_by_policy(model)
+    assert vars(model.config)[plug.POLICIES] == {"2": "moba@block=16,keep=1"}
+    spec["version"] = 99
+    with pytest.raises(FormatError, match="upgrade"):
+        plug.recorded_policies(model.config)
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [("xattentoin", "did you mean 'xattention'"), ("mean@kep=2", "did you mean 'keep'")],
+)
+def test_an_unknown_policy_is_refused_with_the_nearest(attention: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plug.use_attention(random_model("llama"), attention)
 
 
 def test_a_block_that_is_not_there_is_refused() -> None:

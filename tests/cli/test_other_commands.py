@@ -18,13 +18,14 @@ def test_evaluate_passes_its_options_and_prints_figures(
     command_line: CommandLine, pipeline: RecordingPipeline
 ) -> None:
     line = ("evaluate", "m", "--against", "o", "--eval-text", "t.txt", "--eval-tokens", "64")
-    outcome = command_line(*line, "--seed", "3", "--kv", "int4")
+    outcome = command_line(*line, "--seed", "3", "--kv", "int4", "--attention", "keep")
     call = pipeline.calls[0]
     call.pop("progress")
     assert call == {
         "model": "m",
         "against": "o",
         "kv": "int4",
+        "attention": "keep",
         "eval_text": Path("t.txt"),
         "eval_tokens": 64,
         "sequence_length": None,
@@ -67,10 +68,12 @@ def test_inspect_scores_blocks_on_a_text(
 def test_generate_prints_the_text_as_it_is(
     command_line: CommandLine, pipeline: RecordingPipeline
 ) -> None:
-    outcome = command_line("generate", "m", "def", "--max-new-tokens", "5", "--kv", "int8")
+    asked = ("--max-new-tokens", "5", "--kv", "int8", "--attention", "mean")
+    outcome = command_line("generate", "m", "def", *asked)
     assert outcome.out == "def [bold]f[/bold]():\n"
     assert pipeline.calls[0]["max_new_tokens"] == 5
     assert pipeline.calls[0]["kv"] == "int8"
+    assert pipeline.calls[0]["attention"] == "mean"
     assert json.loads(command_line("generate", "m", "def", "--json").out) == {
         "prompt": "def",
         "text": "def [bold]f[/bold]():",

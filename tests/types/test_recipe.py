@@ -72,6 +72,7 @@ def test_every_field_of_the_request_is_in_recipes_or_named_as_left_out() -> None
         eval_text=Path("e"),
         plan=Path("p"),
         kv=("int8",),
+        attention=("mean@keep=4",),
         profile=Path("q"),
         sampled_share=0.25,
         revision="r",

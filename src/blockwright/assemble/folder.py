@@ -66,6 +66,8 @@ class Layout:
     """Checkpoint tensors that no parameter uses (another task's head): copied as they are."""
     caches: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """Block -> spec of its KV cache."""
+    policies: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Block -> spec of its attention policy."""
     dropped: Sequence[Part] = ()
     """Parts that are left out of blocks that stay."""
     narrowed: Sequence[NarrowedPart] = ()
@@ -295,15 +297,19 @@ def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
         config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
     config.pop("quantization_config", None)
     parts = {**_dropped_parts(layout), **_narrowed_parts(layout)}
-    if layout.specs or layout.caches or parts:
+    if layout.specs or layout.caches or layout.policies or parts:
         sites = {layout.renamed(site): dict(spec) for site, spec in layout.specs.items()}
         kept = list(layout.kept_blocks)
-        caches = {str(kept.index(b)): dict(spec) for b, spec in layout.caches.items() if b in kept}
+        caches, policies = (
+            {str(kept.index(b)): dict(spec) for b, spec in found.items() if b in kept}
+            for found in (layout.caches, layout.policies)
+        )
         config["quantization_config"] = {
             "quant_method": "blockwright",
-            "version": 2 if parts else 1,
+            "version": 3 if policies else 2 if parts else 1,
             "sites": sites,
             **({"cache": caches} if caches else {}),
+            **({"attention": policies} if policies else {}),
             **({"parts": parts} if parts else {}),
         }
     return config

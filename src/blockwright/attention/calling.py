@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from blockwright.attention.engines import cpu, ref
+from blockwright.attention.engines import cpu
 from blockwright.attention.engines.products import Product, product
 from blockwright.attention.heads import spread
 from blockwright.attention.layout import Layout
@@ -47,13 +48,15 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     precision: str = "native",
+    engine: str = "cpu",
 ) -> Tensor:
     """Attention of q [B, H, Nq, D] over k [B, Hkv, Nk, D] and v [B, Hkv, Nk, Dv]: [B, H, Nq, Dv].
 
     ``padding`` is bool [B, Nk], False where there is no token; ``scale`` is 1/sqrt(D) by default.
     Queries are the last Nq tokens.  ``policy`` is a name, or a policy with its own
     hyperparameters; see ``blockwright.attention.policies``.  Key/value heads are shared by
-    H / Hkv query heads each.  ``precision`` is native, sage4 or sage8 (simulated).
+    H / Hkv query heads each.  ``precision`` is native, sage4 or sage8 (simulated).  ``engine`` is
+    cpu (plain PyTorch, on any device), flex or triton (on GPUs), or ref (plain, for tests).
 
     Raises ``AttentionError`` for shapes that do not fit and for a policy that cannot do what is
     asked.
@@ -64,7 +67,8 @@ def attention(
     if precision not in PRECISIONS:
         raise AttentionError(f"unknown precision {precision!r} (known: {', '.join(PRECISIONS)})")
     multiply = PRECISIONS[precision]
-    return attend(q, k, v, policy=policy, context=context, multiply=multiply).output
+    done = attend(q, k, v, policy=policy, context=context, engine=engine, multiply=multiply)
+    return done.output
 
 
 def attend(
@@ -115,7 +119,18 @@ class Engine(Protocol):
     ) -> Partial: ...
 
 
-ENGINES: Mapping[str, Engine] = {"cpu": cpu.attend, "ref": ref.attend}
+ENGINES = {name: name for name in ("cpu", "ref", "flex")} | {"triton": "triton_tiles"}
+"""Name -> file; all but ``cpu`` are imported when first asked for."""
+
+
+def engine_named(name: str) -> Engine:
+    """The ``attend`` of an engine; raises ``AttentionError`` with the nearest name."""
+    if name not in ENGINES:
+        close = difflib.get_close_matches(name, ENGINES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise AttentionError(f"unknown engine {name!r}{hint} (known: {', '.join(ENGINES)})")
+    found: Engine = import_module(f"blockwright.attention.engines.{ENGINES[name]}").attend
+    return found
 
 
 def compute(
@@ -139,7 +154,7 @@ def compute(
             return cpu.attend(
                 q, k, v, selection, layout, scale=scale, logit_cap=logit_cap, multiply=multiply
             )
-        return ENGINES[engine](q, k, v, selection, layout, scale=scale, logit_cap=logit_cap)
+        return engine_named(engine)(q, k, v, selection, layout, scale=scale, logit_cap=logit_cap)
 
     if selection is not None and choice.stop is not None:
         part, selection = attend_until(over, _per_head(selection, q), layout, choice.stop)

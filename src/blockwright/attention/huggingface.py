@@ -4,7 +4,11 @@
 
     plug.register()
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="blockwright_xattention")
-    plug.use_policies(model, {0: "dense", 1: Moba(block=64)})    # or one policy per block
+    plug.use_policies(model, "moba@block=64")                      # or with its options
+    plug.use_policies(model, {0: "dense", 1: Moba(block=64)})      # or one policy per block
+
+``use_policies`` writes the policies into the model's config, and ``attn_implementation=
+"blockwright"`` is one function that reads there which one is its block's.
 
 Masks travel as positions, not as Nq x Nk tables: a 4-D int64 tensor [B, 1, 1, 2 + Nq + Nk] holding
 causality, window, and the position of every query and key (-1: none).  Four axes make transformers
@@ -17,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from types import CodeType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,45 +40,100 @@ from transformers.masking_utils import (
 from blockwright.attention.calling import attend
 from blockwright.attention.layout import Layout
 from blockwright.attention.policy import Context, Policy
+from blockwright.attention.spelling import policy_of_spec, text_of
+from blockwright.attention.watching import show
 from blockwright.errors import AttentionError
 from blockwright.registry import policy_named, policy_names
 
 PREFIX = "blockwright"
 HEADER = 2
 """Entries before the positions: causality (0 or 1) and window (0: none)."""
-_POLICIES: WeakKeyDictionary[nn.Module, Policy] = WeakKeyDictionary()
+POLICIES = "blockwright_attention"
+"""Field of a model's config: block -> its policy; blocks that are not named attend densely."""
 _MEMORY: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 def register() -> None:
     """Make transformers know ``blockwright`` (dense, or as ``use_policies`` said) and
     ``blockwright_<policy>`` for every policy."""
-    for name in ("dense", *policy_names()):
-        known = PREFIX if name == "dense" else f"{PREFIX}_{name}"
-        for alias in {known, f"{PREFIX}_{name}"}:
-            AttentionInterface.register(alias, partial(attention_forward, policy=name))
-            AttentionMaskInterface.register(alias, position_mask)
+    AttentionInterface.register(PREFIX, dispatched_forward)
+    AttentionMaskInterface.register(PREFIX, position_mask)
+    for name in policy_names():
+        AttentionInterface.register(f"{PREFIX}_{name}", partial(attention_forward, policy=name))
+        AttentionMaskInterface.register(f"{PREFIX}_{name}", position_mask)
 
 
-def use_policies(model: Any, policies: Mapping[int, str | Policy]) -> None:
-    """Give blocks their own policies by ``layer_idx``; the others attend densely.
+def use_policies(model: Any, policies: str | Policy | Mapping[int, str | Policy]) -> None:
+    """Give all blocks a policy, or blocks their own by ``layer_idx``; the others attend densely.
 
-    Raises ``AttentionError`` for a block that the model does not have.
+    Raises ``AttentionError`` for a block that the model does not have, and for a model whose
+    attention cannot be chosen.
     """
     register()
-    layers: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        if isinstance(number := getattr(module, "layer_idx", None), int):
-            layers.setdefault(number, []).append(module)
-    if unknown := sorted(set(policies) - set(layers)):
+    blocks = {number for module in model.modules() if (number := _block_of(module)) is not None}
+    chosen = policies if isinstance(policies, Mapping) else dict.fromkeys(blocks, policies)
+    if unknown := sorted(set(chosen) - blocks):
         raise AttentionError(
-            f"use_policies: no block {unknown[0]} in this model (it has {len(layers)})"
+            f"use_policies: no block {unknown[0]} in this model (it has {len(blocks)})"
         )
-    for number, modules in layers.items():
-        chosen = policies.get(number, "dense")
-        for module in modules:
-            _POLICIES[module] = policy_named(chosen) if isinstance(chosen, str) else chosen
+    written = {str(number): _canonical(chosen[number]) for number in sorted(chosen)}
+    if not (blocks and model._can_set_attn_implementation()):
+        raise AttentionError(
+            f"{model.config.model_type}: its attention cannot be chosen block by block; use"
+            " the model's own"
+        )
     model.set_attn_implementation(PREFIX)
+    for config in {id(config): config for config in _configs(model)}.values():
+        setattr(config, POLICIES, written)
+
+
+def use_attention(model: Any, attention: str | None) -> None:
+    """A policy for every block, ``keep`` for the model's own attention; None: as the folder says.
+
+    Raises ``AttentionError`` or ``CandidateError`` for a policy or an option that there is not.
+    """
+    check_attention(attention)
+    if attention is None:
+        if recorded := recorded_policies(model.config):
+            use_policies(model, recorded)
+    elif attention != "keep":
+        use_policies(model, attention)
+    elif str(model.config._attn_implementation).startswith(PREFIX):
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        for config in _configs(model):
+            vars(config).pop(POLICIES, None)
+
+
+def check_attention(attention: str | None) -> None:
+    """Raise ``AttentionError`` or ``CandidateError`` for what ``use_attention`` cannot take."""
+    if attention not in (None, "keep"):
+        policy_named(attention)
+
+
+def attends_by_policy(model: Any) -> bool:
+    """Whether ``use_policies`` holds for a model."""
+    return bool(model.config._attn_implementation == PREFIX)
+
+
+def recorded_policies(config: Any) -> dict[int, str]:
+    """Block -> policy, as a fitted folder's config says; empty for other models."""
+    quantization = getattr(config, "quantization_config", None) or {}
+    given = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if given.get("quant_method") != PREFIX:
+        return {}
+    return {int(block): policy_of_spec(s) for block, s in given.get("attention", {}).items()}
+
+
+def dispatched_forward(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, None]:
+    """``attention_forward`` with the policy that the config names for the module's block."""
+    if not hasattr(module, "config"):
+        raise AttentionError(
+            f"{PREFIX}: {type(module).__name__} does not hold its model's config; name one policy"
+            f" for all blocks, e.g. attn_implementation='{PREFIX}_dense'"
+        )
+    written = getattr(module.config, POLICIES, None) or {}
+    policy = written.get(str(_block_of(module)), "dense")
+    return attention_forward(module, *args, policy=_parsed(policy), **options)
 
 
 def attention_forward(
@@ -91,9 +150,13 @@ def attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    spans: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: output [B, Nq, H, Dv], no attention weights."""
+    """transformers' attention function: output [B, Nq, H, Dv], no attention weights.
+
+    ``spans``: of documents, see ``Context``; give it to the model's forward.
+    """
     if dropout:
         raise AttentionError(f"{PREFIX}: attention dropout {dropout} is not possible; set it to 0")
     if position_bias is not None:
@@ -103,18 +166,12 @@ def attention_forward(
     context = Context(
         layout=layout,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        layer=getattr(module, "layer_idx", None),
+        layer=_block_of(module),
+        spans=spans,
         memory=_MEMORY.setdefault(module, {}),
     )
-    done = attend(
-        query,
-        key,
-        value,
-        policy=_POLICIES.get(module, policy),
-        context=context,
-        sinks=s_aux,
-        logit_cap=softcap,
-    )
+    done = attend(query, key, value, policy=policy, context=context, sinks=s_aux, logit_cap=softcap)
+    show(query, key, done, context)
     return done.output.transpose(1, 2).contiguous(), None
 
 
@@ -227,3 +284,20 @@ def _plain_rule(mask_function: Callable[..., Any]) -> tuple[bool, int | None] | 
 def _code(function: Callable[..., Any]) -> CodeType | None:
     """What two closures of one definition share."""
     return getattr(function, "__code__", None)
+
+
+def _block_of(module: nn.Module) -> int | None:
+    number = getattr(module, "layer_idx", None)
+    return number if isinstance(number, int) else None
+
+
+def _configs(model: Any) -> list[Any]:
+    """Every config that an attention module may hold."""
+    return [model.config, *(m.config for m in model.modules() if hasattr(m, "config"))]
+
+
+def _canonical(policy: str | Policy) -> str:
+    return text_of(policy_named(policy) if isinstance(policy, str) else policy)
+
+
+_parsed = cache(policy_named)

@@ -19,7 +19,7 @@ def density(choice: Choice, context: Context) -> float:
     selection = choice.selection
     if selection is None:
         return 1.0
-    visible = tile_status(_call_layout(choice, context), selection.query_block, selection.key_block)
+    visible = tile_status(call_layout(choice, context), selection.query_block, selection.key_block)
     tiles, status = align(selection.to_mask(visible.visible.shape[-1]), visible.visible)
     batch = max(len(tiles), len(status))
     tiles, status = (x.expand(batch, *x.shape[1:]) for x in (tiles, status))
@@ -35,7 +35,7 @@ def mass_recall(
     """
     if choice.selection is None:
         return 1.0
-    layout = _call_layout(choice, context)
+    layout = call_layout(choice, context)
     q, k, _ = arranged(q, k, k, layout)
     slots = torch.arange(q.shape[2])
     if rows is not None and rows < len(slots):
@@ -56,7 +56,7 @@ def visited_tiles(selection: Selection) -> int:
     return int(selection.count.sum())
 
 
-def _call_layout(choice: Choice, context: Context) -> Layout:
+def call_layout(choice: Choice, context: Context) -> Layout:
     """The call's own visibility in the choice's order."""
     if choice.layout is None or choice.layout.k_order is None:
         return context.layout

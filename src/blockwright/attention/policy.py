@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,6 +30,10 @@ class Context:
     """Frames, rows and columns of a video; tokens count along columns first."""
     spans: Tensor | None = None
     """int64 [documents + 1]: first slot of each document, and the end of the last."""
+    ends: Tensor | None = None
+    """bool [B, Nk]: the tokens that end a chunk of text."""
+    scorer: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Scores [B, n, C] of queries [B, H, n, D] for chunks of last keys [B, Hkv, C, D]."""
     seed: int = 0
     memory: MutableMapping[str, Tensor] = field(default_factory=dict)
     """What a policy keeps between the calls of one layer."""
@@ -85,6 +89,9 @@ class Policy(ABC):
     bidirectional: ClassVar[bool] = True
     decode: ClassVar[bool] = False
     """Whether it chooses for single queries too; the others decode densely."""
+
+    remembers: ClassVar[bool] = False
+    """Whether what it chooses depends on earlier calls, through ``Context.memory``."""
 
     @abstractmethod
     def choose(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Choice:

@@ -37,6 +37,7 @@ def fit(
     batch: options.Batch = 1,
     context: options.Context = DEFAULT_CONTEXT,
     kv: options.KvFormats = None,
+    attention: options.AttentionPolicies = None,
     profile: options.ProfileFile = None,
     calibration: Annotated[
         Path | None,
@@ -116,6 +117,7 @@ def fit(
         library=library,
         plan=plan,
         kv=options.read_candidates(kv),
+        attention=options.read_candidates(attention),
         profile=profile,
         revision=revision,
         seed=seed,

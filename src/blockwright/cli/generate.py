@@ -20,6 +20,7 @@ def generate(
         float, typer.Option(min=0.0, help="0 takes the most likely token every time.")
     ] = 0.0,
     kv: options.KvFormat = None,
+    attention: options.Attention = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     device: options.Device = "cpu",
@@ -39,6 +40,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             kv=kv,
+            attention=attention,
             revision=revision,
             seed=seed,
             threads=threads,

@@ -78,6 +78,20 @@ KvFormat = Annotated[
         "(default: as the folder says)."
     ),
 ]
+AttentionPolicies = Annotated[
+    str | None,
+    typer.Option(
+        help="Attention policies that blocks may take under --speedup with --phase prefill, as "
+        "A,B,... (default: none)."
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="Attention policy of every block: xattention, moba@block=64,keep=8 ..., or keep for "
+        "the model's own (default: as the folder says)."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]

@@ -38,6 +38,8 @@ class Loading:
     trust_remote_code: bool = False
     kv: str | None = None
     """Format of the KV cache; None: as the folder says."""
+    attention: str | None = None
+    """Attention policy of every block, ``keep`` for the model's own; None: as the folder says."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import blockwright  # noqa: F401 - registers the quantizer
+from blockwright.attention.huggingface import use_attention
 from blockwright.kvcache import cache_of
 
 PREFILL_RUNS = 3
@@ -22,12 +23,14 @@ PREFILL_RUNS = 3
 
 def load(request: dict[str, Any], dtype: torch.dtype | str) -> Any:
     builder = AutoModelForCausalLM if request["task"] == "causal-lm" else AutoModel
-    return builder.from_pretrained(
+    model = builder.from_pretrained(
         request["folder"],
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=request["trust_remote_code"],
     ).eval()
+    use_attention(model, request["attention"])
+    return model
 
 
 @torch.inference_mode()

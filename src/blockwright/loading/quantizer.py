@@ -18,6 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from blockwright.attention.huggingface import use_attention
 from blockwright.errors import FormatError
 from blockwright.loading.install import (
     install_parts,
@@ -27,8 +28,8 @@ from blockwright.loading.install import (
 )
 
 QUANT_METHOD = "blockwright"
-CONFIG_VERSION = 2
-"""2: parts are left out."""
+CONFIG_VERSION = 3
+"""2: parts are left out; 3: blocks have attention policies."""
 
 
 class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -40,11 +41,12 @@ class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         version: int = 1,
         cache: Mapping[str, Mapping[str, Any]] | None = None,
         parts: Mapping[str, Mapping[str, Any]] | None = None,
+        attention: Mapping[str, Mapping[str, Any]] | None = None,
         **rest: Any,
     ) -> None:
         """``sites``: site id -> format spec; ``cache``: layer -> spec of its KV cache, which
         ``generate`` of Blockwright uses by default; ``parts``: part id -> its format and what
-        stands for its modules.
+        stands for its modules; ``attention``: layer -> spec of its attention policy.
         """
         if version > CONFIG_VERSION:
             raise FormatError(
@@ -56,10 +58,12 @@ class BlockwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.sites = dict(sites or {})
         self.cache = dict(cache or {})
         self.parts = dict(parts or {})
+        self.attention = dict(attention or {})
 
     def to_dict(self) -> dict[str, Any]:
         held = {"cache": self.cache} if self.cache else {}
         held |= {"parts": self.parts} if self.parts else {}
+        held |= {"attention": self.attention} if self.attention else {}
         return {
             "quant_method": QUANT_METHOD,
             "version": self.version,
@@ -100,6 +104,7 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
         for module in packed_modules(model):
             module.prepare()
         leave_mapping(model)
+        use_attention(model, None)
         return model
 
     def get_state_dict_and_metadata(

@@ -2,7 +2,7 @@
 
 1. a hollow forward counts how often every site multiplies, and for how many tokens
 2. every distinct product is timed dense and in every format, interleaved
-3. the hollow model is timed: all that is no site
+3. the hollow model is timed: all that is no site; and again under every attention policy
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from blockwright.anatomy import Skeleton
+from blockwright.attention.huggingface import use_attention
 from blockwright.errors import ProfileError
 from blockwright.machine.description import describe_machine, last_cache_bytes
 from blockwright.machine.fixed import STEPS, Step, time_fixed
@@ -24,7 +25,15 @@ from blockwright.machine.kernels import ROUNDS, Bench, Clock, time_work
 from blockwright.machine.memory import longest_context
 from blockwright.machine.works import LOOKUP, Work, bare_works
 from blockwright.progress import Progress
-from blockwright.types import PROFILE_VERSION, PackedFormat, Phase, Profile, Site, Workload
+from blockwright.types import (
+    PROFILE_VERSION,
+    PackedFormat,
+    Phase,
+    Profile,
+    Site,
+    Workload,
+    policy_work,
+)
 
 SWEEP = 2
 """Bytes between two uses of a weight, in sizes of the last cache."""
@@ -53,11 +62,12 @@ def measure_profile(
     clock: Clock | None = None,
     rounds: int = ROUNDS,
     resized: Resized = (),
+    policies: Sequence[str] = (),
 ) -> Profile:
     """Time every distinct product of a model in every format, and everything else of a forward.
 
-    ``clock`` gives nanoseconds; ``resized``: sites that may have another shape.  Raises
-    ``ProfileError`` for a workload the model cannot do.
+    ``clock`` gives nanoseconds; ``resized``: sites that may have another shape; ``policies``:
+    attention policies on offer.  Raises ``ProfileError`` for a workload the model cannot do.
     """
     check_workload(skeleton, workload)
     clock = clock or device_clock(device)
@@ -78,6 +88,14 @@ def measure_profile(
             stage.advance()
     with progress.stage("time everything else"):
         fixed = time_fixed(hollow, workload, clock, min(sweep, used))
+    with progress.stage("time attention", len(policies), "policies") as stage:
+        for policy in policies:
+            use_attention(hollow.model, policy)
+            sparse = time_fixed(hollow, workload, clock, min(sweep, used))
+            for block, ns in sparse.blocks_ns.items():
+                times[policy_work(policy, block)] = ns - fixed.blocks_ns[block]
+            use_attention(hollow.model, "keep")
+            stage.advance()
     return Profile(
         machine=describe_machine(device),
         model=model,
@@ -106,6 +124,7 @@ def profile_inputs(
     workload: Workload,
     device: str,
     resized: Resized = (),
+    policies: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that a profile is a measurement of: its key in a library is made from this."""
     sites = [*skeleton.sites, *(replace(site, shape=shape) for site, shape in resized)]
@@ -119,6 +138,7 @@ def profile_inputs(
         "blocks": skeleton.num_blocks,
         "workload": workload.to_json(),
         "formats": sorted({format.name for format in formats}),
+        **({"policies": list(policies)} if policies else {}),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from blockwright.assemble import unfinished_folder
+from blockwright.pipeline.attending import policy_notes
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.caching import cache_notes
 from blockwright.pipeline.curvature import sensitivity_note
@@ -54,7 +55,7 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     chosen = refine_plans(run, timed.chosen)
     plan, uniform = heal_plan(run, chosen.plan), chosen.uniform
     notes = (*notes, sensitivity_note(run), *weighed.notes, *timed.notes)
-    notes += cache_notes(run, problem, plan)
+    notes += cache_notes(run, problem, plan) + policy_notes(plan)
     with unfinished_folder(request.out) as folder:
         write_folder(run, plan, folder)
         proof = prove(run, folder, uniform)

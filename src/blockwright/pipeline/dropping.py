@@ -27,6 +27,7 @@ from blockwright.types import (
     VariantRecord,
     WidthFormat,
     cache_site,
+    policy_site,
 )
 
 MEASURED_DROPS = 6
@@ -236,13 +237,15 @@ def declared_narrower(run: Run, part: Part, held: Collection[str]) -> list[Optio
 
 
 def inside(run: Run, part: Part, held: Collection[str]) -> tuple[str, ...]:
-    """What is gone or decided with a part: its linears, and groups and its cache where on offer."""
+    """What is gone or decided with a part: its linears, and groups, its cache and its attention
+    policy where on offer.
+    """
     members = [member.id for member in part.members]
     groups = [g.site.id for g in groups_of(run) if g.members and g.members[0].id in members]
     others = sorted(name for name in groups if name in held)
-    cache = cache_site(_block_of(run, part))
-    if part.role is PartRole.ATTENTION and cache in held:
-        others.append(cache)
+    block = _block_of(run, part)
+    if part.role is PartRole.ATTENTION:
+        others += [site for site in (cache_site(block), policy_site(block)) if site in held]
     return (*members, *others)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
+from blockwright.anatomy import Skeleton
+from blockwright.attention.huggingface import use_policies
 from blockwright.evaluate import FinalHidden, measure, run_to_file
 from blockwright.kvcache import decoded
 from blockwright.pipeline.opening import Run, digest_of
@@ -23,6 +26,7 @@ from blockwright.types import (
     Site,
     SiteKind,
     cache_block,
+    policy_block,
 )
 
 
@@ -119,7 +123,27 @@ def plan_stream(run: Run, plan: Plan, dtype: torch.dtype = torch.float32) -> Str
 
     weights = Substituted(placement.source(), run.skeleton.sites, weight_at)
     around = decoded(planned_caches(plan))
-    return run.stream(weights, dtype, kept_blocks(run, plan), around)
+    skeleton = attending(run.skeleton, planned_policies(plan))
+    return run.stream(weights, dtype, kept_blocks(run, plan), around, skeleton)
+
+
+def attending(skeleton: Skeleton, policies: Mapping[int, str]) -> Skeleton:
+    """The skeleton with attention policies in some blocks; itself where there are none."""
+    if not policies:
+        return skeleton
+    model = copy.deepcopy(skeleton.model)
+    use_policies(model, policies)
+    return replace(skeleton, model=model, config=model.config)
+
+
+def planned_policies(plan: Plan) -> dict[int, str]:
+    """Block -> its attention policy, where the plan chose one."""
+    found = {}
+    for site, choice in plan.choices.items():
+        index = policy_block(site).rpartition(".")[2]
+        if index.isdecimal() and choice.candidate != str(KEEP):
+            found[int(index)] = choice.candidate
+    return found
 
 
 def planned_caches(plan: Plan) -> dict[int, CacheFormat]:

@@ -16,12 +16,18 @@ import torch
 from blockwright.anatomy import Skeleton, build_skeleton
 from blockwright.assemble import check_free
 from blockwright.checkpoint import Checkpoint, ModelSource, ParameterSource, resolve_model
-from blockwright.errors import BudgetError, CandidateError, FormatError, ModelError
+from blockwright.errors import (
+    AttentionError,
+    BudgetError,
+    CandidateError,
+    FormatError,
+    ModelError,
+)
 from blockwright.library import Library
 from blockwright.pipeline.presets import candidates_of
 from blockwright.pipeline.texts import Texts, open_texts
 from blockwright.progress import Progress, SilentProgress
-from blockwright.registry import is_scaled, resolve
+from blockwright.registry import is_scaled, policy_named, resolve
 from blockwright.stream import BATCH_TOKENS, Around, Inputs, Stream, WeightSource
 from blockwright.types import (
     DROP,
@@ -32,6 +38,7 @@ from blockwright.types import (
     FitRequest,
     Format,
     PackedFormat,
+    Phase,
     Plan,
     Site,
     SiteKind,
@@ -90,10 +97,11 @@ class Opened:
         dtype: torch.dtype = torch.float32,
         blocks: list[int] | None = None,
         around: Around | None = None,
+        skeleton: Skeleton | None = None,
     ) -> Stream:
-        """The original block by block, or with other weights."""
+        """The original block by block, or with other weights, or attending otherwise."""
         return Stream(
-            self.skeleton,
+            skeleton or self.skeleton,
             weights or self.original.parameters,
             dtype=dtype,
             device=self.request.device,
@@ -231,6 +239,7 @@ def open_run(request: FitRequest, progress: Progress) -> Run:
     for candidate in candidates:
         resolve(candidate)
     check_caches(request)
+    check_policies(request)
     if len(set(map(str, candidates))) < len(candidates):
         raise CandidateError(f"candidates {', '.join(map(str, candidates))}: one is named twice")
     with progress.stage("open model and texts", 2, "parts") as stage:
@@ -260,6 +269,23 @@ def check_caches(request: FitRequest) -> None:
         raise BudgetError(
             "--kv: formats of KV caches are chosen under a limit on memory; give --ram and"
             " --context, or leave --kv out"
+        )
+
+
+def check_policies(request: FitRequest) -> None:
+    """Raise ``AttentionError`` or ``CandidateError`` for policies that cannot stand, and
+    ``BudgetError`` where nothing decides between them.
+    """
+    for text in request.attention:
+        if not policy_named(text).causal:
+            raise AttentionError(f"--attention: policy {text} is not for causal attention")
+    budget = request.budget
+    if request.attention and (
+        budget is None or budget.speedup is None or budget.phase is not Phase.PREFILL
+    ):
+        raise BudgetError(
+            "--attention: policies are chosen under a limit on the speed of reading; give"
+            " --speedup with --phase prefill and --context, or leave --attention out"
         )
 
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from blockwright.evaluate import FinalHidden
 from blockwright.library.group import member_errors
+from blockwright.pipeline.attending import (
+    PolicyOffer,
+    declared_policies,
+    policies_on_offer,
+    policy_options,
+    unavailable_policies,
+)
 from blockwright.pipeline.building import Built
 from blockwright.pipeline.caching import (
     CacheOffer,
@@ -73,14 +81,16 @@ def pose_problem(run: Run, built: Built) -> Posed:
     linears = [(site, record) for site, record in records if site.kind is SiteKind.LINEAR]
     options += [packed_option(site, r, _predicted(run, r, moments)) for site, r in linears]
     groups = [option for group in groups_of(run) for option in _grouped(run, group, built, moments)]
-    drops, caches = droppable(run), caches_on_offer(run)
+    drops, caches, policies = droppable(run), caches_on_offer(run), policies_on_offer(run)
     narrower = [
         (part, record)
         for part in parts_to_narrow(run)
         for record in (built.records[part.site.id, str(c)] for c in run.candidates_for(part.site))
         if record.available
     ]
-    measured, pairs = _measured(run, tables, drops, narrower, caches, {o.site for o in groups})
+    measured, pairs = _measured(
+        run, tables, drops, narrower, (*caches, *policies), {o.site for o in groups}
+    )
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
     blocks = tuple(site.id for site in run.skeleton.sites if site.kind is SiteKind.BLOCK)
     problem = replace(
@@ -90,7 +100,7 @@ def pose_problem(run: Run, built: Built) -> Posed:
         blocks=blocks,
         one_run=DROP_RUN in run.candidates,
     )
-    unavailable = drops.unavailable | unavailable_caches(run)
+    unavailable = drops.unavailable | unavailable_caches(run) | unavailable_policies(run)
     return Posed(problem, {**built.unavailable, **unavailable})
 
 
@@ -99,20 +109,19 @@ def _measured(
     tables: Sequence[tuple[Site, VariantRecord]],
     drops: Droppable,
     narrower: Sequence[tuple[Part, VariantRecord]],
-    caches: Sequence[CacheOffer],
+    states: Sequence[CacheOffer | PolicyOffer],
     grouped: Collection[str],
 ) -> tuple[list[Option], list[Pair]]:
-    """Tables, dropped blocks and parts, narrower parts and KV caches, each by what it costs alone;
-    neighbours by what both cost.
+    """Tables, dropped blocks and parts, narrower parts, KV caches and attention policies, each by
+    what it costs alone; neighbours by what both cost.
     """
     offered = parts_of(run) if run.edited else (*drops.parts, *(part for part, _ in narrower))
     parts = {part.site.id: part.site for part in offered}
     options = [left_to_parts(site) for site in parts.values()]
-    formats = sum(len(offer.formats) for offer in caches)
-    changes = len(tables) + drops.changes + len(narrower) + formats
+    changes = len(tables) + drops.changes + len(narrower) + sum(map(_changes_of, states))
     if not changes:
         return options, []
-    held = {*grouped, *parts, *(offer.site for offer in caches)}
+    held = {*grouped, *parts, *(offer.site for offer in states)}
     inputs = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset])
     original = original_of_calibration(run, inputs)
     with run.progress.stage("measure tables, blocks and caches", changes) as stage:
@@ -129,10 +138,21 @@ def _measured(
             loss = measure_change(run, {part.site.id: choice}, original)
             options.append(replace(option, loss=loss))
             stage.advance()
-        for offer in caches:
-            options += cache_options(run, offer, original)
-            stage.advance(len(offer.formats))
+        for offer in states:
+            options += _options_of(run, offer, original)
+            stage.advance(_changes_of(offer))
     return options, pairs
+
+
+def _changes_of(offer: CacheOffer | PolicyOffer) -> int:
+    """Models that are measured for an offer."""
+    return len(offer.formats if isinstance(offer, CacheOffer) else offer.policies)
+
+
+def _options_of(run: Run, offer: CacheOffer | PolicyOffer, original: FinalHidden) -> list[Option]:
+    if isinstance(offer, CacheOffer):
+        return cache_options(run, offer, original)
+    return policy_options(run, offer, original)
 
 
 def problem_of(run: Opened, options: Sequence[Option], statistics: str) -> Problem:
@@ -167,6 +187,7 @@ def declared_problem(run: Run) -> Problem:
     for part in parts_to_narrow(run):
         options += declared_narrower(run, part, {o.site for o in options})
     options += [option for offer in caches_on_offer(run) for option in declared_caches(offer)]
+    options += [option for offer in policies_on_offer(run) for option in declared_policies(offer)]
     return problem_of(run, options, run.statistics_digest)
 
 

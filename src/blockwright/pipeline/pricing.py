@@ -7,6 +7,7 @@ import shutil
 
 from blockwright.capture import linear_sites
 from blockwright.evaluate import BATCH_DOCUMENTS
+from blockwright.pipeline.attending import policies_on_offer
 from blockwright.pipeline.caching import caches_on_offer
 from blockwright.pipeline.dropping import MEASURED_DROPS
 from blockwright.pipeline.grouping import groups_of
@@ -136,6 +137,7 @@ def _changes_seconds(run: Run, costs: UnitCosts) -> float:
     narrower = sum(isinstance(resolve(c)[0], WidthFormat) for c in run.candidates)
     changes += narrower * run.skeleton.num_blocks
     changes += sum(len(offer.formats) for offer in caches_on_offer(run))
+    changes += sum(len(offer.policies) for offer in policies_on_offer(run))
     if not changes:
         return 0.0
     tokens = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset]).values.numel()

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from blockwright.anatomy import Skeleton, build_skeleton, install_narrow
 from blockwright.assemble import Layout, Specs, StoredTensors, write_model
+from blockwright.attention.huggingface import attends_by_policy, use_attention
+from blockwright.attention.spelling import spec_of
 from blockwright.checkpoint import Checkpoint, ParameterSource
-from blockwright.errors import BudgetError, ModelError
+from blockwright.errors import AttentionError, BudgetError, ModelError
 from blockwright.evaluate import FinalHidden, Loading, ask_fresh_process, measure, run_to_file
 from blockwright.kvcache import chosen_formats, decoded
 from blockwright.numerics.finite import all_finite
@@ -24,6 +26,7 @@ from blockwright.pipeline.measuring import (
     measure_plan,
     original_on,
     planned_caches,
+    planned_policies,
 )
 from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.parting import dropped_parts
@@ -68,6 +71,7 @@ def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     layout = layout_of(run, specs, kept_blocks(run, plan), caches)
     layout = replace(
         layout,
+        policies={block: spec_of(policy) for block, policy in planned_policies(plan).items()},
         dropped=dropped_parts(run, plan),
         narrowed=[narrowing.narrowed for narrowing in placement.narrowed],
     )
@@ -146,11 +150,16 @@ def prove(run: Run, out: Path, uniform: Plan | None) -> Proof:
 
 
 def open_fitted(
-    folder: Path, trust_remote_code: bool = False, device: str = "cpu", kv: str | None = None
+    folder: Path,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+    kv: str | None = None,
+    attention: str | None = None,
 ) -> Stream:
     """A stream over any model folder: fitted by Blockwright, or plain.
 
-    ``kv``: format of the KV cache that its text is read with; None: as the folder says.
+    ``kv``: format of the KV cache that its text is read with; ``attention``: policy of every block;
+    None: as the folder says.
     """
     checkpoint = Checkpoint.open(folder)
     skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
@@ -170,6 +179,12 @@ def open_fitted(
     if kv not in (None, str(KEEP)) and skeleton.task != "causal-lm":
         raise ModelError(f"{folder} has no language head: it keeps no KV cache; leave --kv out")
     formats = chosen_formats(skeleton.config, kv)
+    use_attention(skeleton.model, attention)
+    if formats and attends_by_policy(skeleton.model):
+        raise AttentionError(
+            f"{folder}: a KV cache is measured token by token, an attention policy as it reads"
+            " whole texts; give --kv keep or --attention keep"
+        )
     return Stream(skeleton, weights, dtype=torch.float32, device=device, around=decoded(formats))
 
 

@@ -14,6 +14,7 @@ from blockwright.machine import (
     profile_inputs,
     works_of,
 )
+from blockwright.pipeline.attending import policies_on_offer
 from blockwright.pipeline.caching import formats_on_offer
 from blockwright.pipeline.narrowing import narrower_works, resized_sites
 from blockwright.pipeline.opening import Run, by_id, digest_of
@@ -33,6 +34,7 @@ from blockwright.types import (
     WidthFormat,
     Workload,
     cache_block,
+    policy_block,
 )
 
 
@@ -100,7 +102,7 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
     """The option with its resident bytes and the names of its works; a KV cache weighs by the
     context, see ``Memory``.
     """
-    if cache_block(option.site):
+    if cache_block(option.site) or policy_block(option.site):
         return replace(option, resident_bytes=0)
     candidate = Candidate.parse(option.candidate)
     format = resolve(candidate)[0]
@@ -156,7 +158,8 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
     if found is not None:
         return found, ()
     formats, resized = formats_of(problem), resized_sites(run)
-    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device, resized)
+    policies = sorted({text for offer in policies_on_offer(run) for text in offer.policies})
+    inputs = profile_inputs(run.skeleton, formats, workload, run.request.device, resized, policies)
     key = f"profile-of-{digest_of(inputs)}"
     stored = run.library.result(key)
     if stored is not None:
@@ -170,6 +173,7 @@ def find_profile(run: Run, problem: Problem, workload: Workload) -> tuple[Profil
         progress=run.progress,
         device=run.request.device,
         resized=resized,
+        policies=policies,
     )
     keep_profile(run, profile)
     run.library.store_result(key, profile.to_json())
@@ -216,7 +220,7 @@ def formats_of(problem: Problem) -> list[PackedFormat]:
     return packed_formats(
         Candidate.parse(option.candidate)
         for option in problem.options
-        if not cache_block(option.site)
+        if not (cache_block(option.site) or policy_block(option.site))
     )
 
 

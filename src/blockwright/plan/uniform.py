@@ -8,7 +8,7 @@ from itertools import product
 
 from blockwright.plan.limits import Limit, limits_of, limits_on
 from blockwright.plan.totals import plan_of
-from blockwright.types import Budget, Candidate, Option, Plan, Problem, cache_block
+from blockwright.types import Budget, Candidate, Option, Plan, Problem, cache_block, policy_block
 
 Offered = Mapping[str, Mapping[str, Option]]
 """Site -> candidate -> option."""
@@ -22,19 +22,20 @@ def uniform_plans(problem: Problem, budget: Budget) -> list[Plan]:
     groups (``int4-g64:awq>gptq``) stands at every group that has it, the rest of its chain
     (``int4-g64:gptq``) at all other linears; it is left out where that one is not offered.  Tables
     keep theirs under a budget in bits alone; else each candidate of the tables, the same for all,
-    is tried too, and each format of the KV caches where they are on offer.
+    is tried too, and each format of the KV caches and each attention policy where they are on
+    offer.
     """
-    linears, tables, caches, rest = _by_role(problem)
+    linears, tables, states, rest = _by_role(problem)
     kept = ["keep", *_candidates(tables)] if budget.counts_files else ["keep"]
-    beside = list(product(kept, ["keep", *_candidates(caches)]))
+    beside = list(product(kept, ["keep", *_candidates(states)]))
     limits = limits_on(problem, budget)
     plans = []
     for candidate, everywhere in _linear_choices(problem, linears, rest).items():
-        for table, cache in beside:
-            chosen = [*everywhere, *_everywhere(tables, table), *_everywhere(caches, cache)]
+        for table, state in beside:
+            chosen = [*everywhere, *_everywhere(tables, table), *_everywhere(states, state)]
             if keeps(chosen, limits):
                 name = f"uniform {candidate}" + ("" if table == "keep" else f", tables {table}")
-                name += "" if cache == "keep" else f", KV cache {cache}"
+                name += "" if state == "keep" else f", {_kind(states)} {state}"
                 found = plan_of(
                     problem,
                     chosen,
@@ -63,17 +64,23 @@ def keeps(chosen: Sequence[Option], limits: Sequence[Limit]) -> bool:
 
 
 def _by_role(problem: Problem) -> tuple[Offered, Offered, Offered, list[Option]]:
-    """Linears, tables, KV caches, and the ``keep`` of what contains others."""
+    """Linears, tables, KV caches or attention policies, and the ``keep`` of what contains
+    others.
+    """
     offered: dict[str, dict[str, Option]] = {}
     for option in problem.options:
         offered.setdefault(option.site, {})[option.candidate] = option
     containers = {option.site for option in problem.options if option.contains}
     leaves = {site: found for site, found in offered.items() if site not in containers}
     linears = {s: found for s, found in leaves.items() if any(o.weights for o in found.values())}
-    caches = {site: found for site, found in leaves.items() if cache_block(site)}
-    tables = {s: found for s, found in leaves.items() if s not in linears and s not in caches}
+    states = {s: found for s, found in leaves.items() if cache_block(s) or policy_block(s)}
+    tables = {s: found for s, found in leaves.items() if s not in linears and s not in states}
     rest = [offered[site]["keep"] for site in containers if "keep" in offered[site]]
-    return linears, tables, caches, rest
+    return linears, tables, states, rest
+
+
+def _kind(states: Offered) -> str:
+    return "KV cache" if any(map(cache_block, states)) else "attention"
 
 
 def _linear_choices(

@@ -49,6 +49,7 @@ from blockwright.types.part import (
     part_site,
 )
 from blockwright.types.plan import PLAN_VERSION, Choice, Option, Pair, Plan, Problem, Timing
+from blockwright.types.policy import policy_block, policy_site, policy_work
 from blockwright.types.profile import PROFILE_VERSION, Profile
 from blockwright.types.recipe import Recipe
 from blockwright.types.site import Site, SiteKind, TableRole
@@ -172,4 +173,7 @@ __all__ = [
     "parameter_name",
     "parse_size",
     "part_site",
+    "policy_block",
+    "policy_site",
+    "policy_work",
 ]

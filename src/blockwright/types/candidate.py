@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from blockwright.errors import CandidateError
 
-NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+NAME = r"[a-z][a-z0-9_]*(?:-[a-z0-9]+)*"
 GRAMMAR = re.compile(
     rf"(?P<format>{NAME})(?:\+(?P<values>{NAME}))?(?:&(?P<plus>{NAME}))?"
     rf"(?::(?P<methods>{NAME}(?:>{NAME})*))?(?:@(?P<options>[a-z_]+=[^,=]+(?:,[a-z_]+=[^,=]+)*))?"

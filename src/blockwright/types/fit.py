@@ -22,6 +22,7 @@ class Preset(StrEnum):
 
 WITHOUT_LOSS = (
     *("budget", "plan", "candidates", "preset", "calibration", "eval_text", "profile", "kv"),
+    "attention",
     *("calibration_tokens", "sampled_share", "sequence_length", "eval_tokens"),
 )
 """What a lossless fit has no use for: nothing is chosen, calibrated or evaluated."""
@@ -49,6 +50,8 @@ class FitRequest:
     kv: tuple[str, ...] = ()
     """Formats on offer for KV caches under a limit on memory, ``keep`` alone for none; empty:
     int8 and int4."""
+    attention: tuple[str, ...] = ()
+    """Attention policies on offer under a limit on the speed of prefill; empty: none."""
     profile: Path | None = None
     """Machine profile for a limit on speed; None: the library's, measured once."""
     revision: str | None = None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blockwright.attention.engines.by_key import attend_by_key
 from blockwright.attention.engines.by_query import attend_by_query
+from blockwright.attention.engines.listed import attend_listed
 from blockwright.attention.engines.products import Product, fusable, plain_product, product
 from blockwright.attention.far import FarField
 from blockwright.attention.heads import spread
@@ -85,6 +86,8 @@ def attend_far(
     q: Tensor, field: FarField, layout: Layout, scale: float, multiply: Product = product
 ) -> Partial:
     """Attention over the summaries alone."""
+    if field.show is not None:
+        return attend_listed(q, field, field.show, layout, scale)
     bias = field.bias(layout).expand(-1, -1, q.shape[2], -1)
     return _with_bias(q, field.key.to(q.dtype), field.value.to(q.dtype), bias, scale, multiply)
 

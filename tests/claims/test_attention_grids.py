@@ -1,0 +1,196 @@
+"""Claims about policies for video, on grids and over denoising steps (one head, 64 wide)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from blockwright.attention import Context, Layout, Policy, attend
+from blockwright.attention.budget import meet_density
+from blockwright.attention.metrics import density, mass_recall
+from blockwright.attention.planted import PRESETS, Planted, drifted, plant, plant_grid
+from blockwright.attention.policies.adaspa import AdaSpa
+from blockwright.attention.policies.mean import Mean
+from blockwright.attention.policies.oracle import Oracle
+from blockwright.attention.policies.vmoba import Vmoba
+from tests.claims.ledger import Grade, claim
+
+SCALE, GRID, FAR = 0.125, (8, 16, 16), float("inf")
+SHAPES = Vmoba(keep=5, slices="1x8x16", columns="8x4x4", boxes="2x8x8")
+
+
+def around(tokens: int, **more: object) -> Context:
+    context = Context(layout=Layout.plain(tokens, tokens, causal=False), scale=SCALE)
+    return replace(context, **more)  # type: ignore[arg-type]
+
+
+def recall(policy: Policy, data: Planted, context: Context) -> float:
+    choice = policy.choose(data.q, data.k, data.v, context)
+    return mass_recall(data.q, data.k, choice, context)
+
+
+# -- VMoBA
+
+
+@cache
+def shape_recalls(*reach: float) -> list[float]:
+    """Recall of slices, columns and boxes, 5 of 16 blocks of 128 tokens."""
+    data = plant_grid(GRID, (reach[0], reach[1], reach[2]), level=8)
+    return [recall(SHAPES, data, around(2048, grid=GRID, layer=layer)) for layer in range(3)]
+
+
+@claim(
+    method="vmoba",
+    family="attention",
+    paper=Vmoba.paper,
+    says="slices of frames suit what stays in a frame, columns what stays in its place",
+    measures="recall of the shape that suits above the other's, 5 of 16 blocks, grid 8x16x16",
+    at_least=0.3,
+    grade=Grade.FIRM,
+)
+def test_each_shape_suits_its_data() -> Iterator[float]:
+    within_frame, in_place = shape_recalls(0.5, FAR, FAR), shape_recalls(FAR, 1.0, 1.0)
+    yield within_frame[0] - within_frame[1]
+    yield in_place[1] - in_place[0]
+
+
+@claim(
+    method="vmoba",
+    family="attention",
+    paper=Vmoba.paper,
+    says="what is local in all axes is found by every shape: cycling costs nothing",
+    measures="best less worst recall of the three shapes, 5 of 16 blocks, grid 8x16x16",
+    at_most=0.1,
+    grade=Grade.FIRM,
+)
+def test_local_attention_is_found_by_every_shape() -> float:
+    found = shape_recalls(1.0, 2.0, 2.0)
+    return max(found) - min(found)
+
+
+def unequal_needs(tokens: int = 2560, run: int = 64) -> Planted:
+    """Half of the queries need their own run of keys, half need six others."""
+    generator = torch.Generator().manual_seed(0)
+    runs = tokens // run
+    directions = torch.linalg.qr(torch.randn(64, runs, generator=generator)).Q.T
+    owner = torch.arange(tokens) // run
+    noise = 0.3 * torch.randn(2, tokens, 64, generator=generator)
+    k = 8.0 * directions[owner] + noise[0]
+    others = torch.rand(tokens, runs, generator=generator).topk(6).indices
+    needy = torch.arange(tokens) % 2 == 0
+    q = torch.where(needy[:, None], directions[others].sum(1), directions[owner]) * 8.0
+    v = torch.randn(tokens, 64, generator=generator)
+    return Planted(q=(q + noise[1])[None, None], k=k[None, None], v=v[None, None])
+
+
+@claim(
+    method="vmoba",
+    family="attention",
+    paper=Vmoba.paper,
+    says="one budget for a whole head serves queries that need much and those that need little",
+    measures="recall above that of as many blocks per query; half need 1 of 40 runs, half 7",
+    at_least=0.1,
+    grade=Grade.FIRM,
+)
+def test_a_budget_for_the_head_beats_one_per_query() -> float:
+    data, context = unequal_needs(), around(2560)
+    runs = Vmoba(boxes="1x8x8")
+    whole, _ = meet_density(
+        runs, 0.1, 2560, lambda p: density(p.choose(data.q, data.k, data.v, context), context)
+    )
+    each = replace(runs, keep=4)
+    return recall(whole, data, context) - recall(each, data, context)
+
+
+# -- AdaSpa
+
+
+@cache
+def scene(seed: int = 0) -> Planted:
+    return plant(replace(PRESETS["cluster"], level=8, columns=4), 2048, seed=seed)
+
+
+def later(data: Planted, share: float, seed: int) -> Planted:
+    return replace(data, q=drifted(data.q, share, seed), k=drifted(data.k, share, seed + 1))
+
+
+def reused(first: Planted, then: Planted) -> float:
+    """Recall in a later step of the tiles that were searched in an earlier one."""
+    memory: MutableMapping[str, Tensor] = {}
+    policy = AdaSpa(share=0.25, by_head=False)
+    for step, data in ((9, first), (10, first), (11, then)):
+        context = around(2048, step=step, memory=memory)
+        done = attend(data.q, data.k, data.v, policy=policy, context=context)
+    return mass_recall(then.q, then.k, done.choice, context)
+
+
+@claim(
+    method="adaspa",
+    family="attention",
+    paper=AdaSpa.paper,
+    says="the tiles of one step serve the next ones",
+    measures="recall less that of a fresh oracle; noise of 0.02, 0.1, 0.3 of the spread, 8 of 32",
+    at_least=-0.02,
+    grade=Grade.FIRM,
+)
+def test_tiles_are_reused_over_steps() -> Iterator[float]:
+    oracle = Oracle(query_block=64, key_block=64, keep=8)
+    for share in (0.02, 0.1, 0.3):
+        now = later(scene(), share, seed=5)
+        yield reused(scene(), now) - recall(oracle, now, around(2048))
+
+
+@claim(
+    method="adaspa",
+    family="attention",
+    paper=AdaSpa.paper,
+    says="an exact search, reused, is better than pooled scores at every step",
+    measures="recall above pooled means', noise of 0.1 of the spread, 8 of 32 tiles",
+    at_least=0.02,
+    grade=Grade.FIRM,
+)
+def test_a_reused_search_beats_pooled_means() -> float:
+    now = later(scene(), 0.1, seed=5)
+    means = Mean(query_block=64, key_block=64, keep=8)
+    return reused(scene(), now) - recall(means, now, around(2048))
+
+
+@claim(
+    method="adaspa",
+    family="attention",
+    paper=AdaSpa.paper,
+    says="a scene that changes needs a new search",
+    measures="recall lost by tiles of another scene, 8 of 32 tiles",
+    at_least=0.2,
+    grade=Grade.FIRM,
+)
+def test_a_new_scene_needs_a_new_search() -> float:
+    return reused(scene(), scene()) - reused(scene(), scene(seed=7))
+
+
+@claim(
+    method="adaspa",
+    family="attention",
+    paper=AdaSpa.paper,
+    says="heads of concentrated mass give tiles to those of spread mass",
+    measures="mean recall gained by budgets per head, four unlike heads, 8 of 32 tiles each",
+    at_least=0.03,
+    grade=Grade.FIRM,
+)
+def test_budgets_follow_the_heads() -> float:
+    presets = [
+        replace(PRESETS["cluster"], level=4),
+        replace(PRESETS["vert"], level=12, columns=2),
+        replace(PRESETS["vert"], level=10, columns=2),
+        PRESETS["flat"],
+    ]
+    heads = [plant(preset, 2048, seed=seed) for seed, preset in enumerate(presets)]
+    q, k, v = (torch.cat([getattr(head, name) for head in heads], 1) for name in ("q", "k", "v"))
+    data = Planted(q=q, k=k, v=v)
+    context = around(2048)
+    even, fitted = (AdaSpa(share=0.25, by_head=by_head) for by_head in (False, True))
+    return recall(fitted, data, context) - recall(even, data, context)
