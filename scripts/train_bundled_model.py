@@ -40,8 +40,14 @@ from transformers import (
 
 from blockwright.errors import UserError
 from blockwright.registry import recipe_named
-from blockwright.training import Entry, TokenStream, TrainingRecipe, TrainingSettings
-from blockwright.training import mean_loss, train
+from blockwright.training import (
+    Entry,
+    TokenStream,
+    TrainingRecipe,
+    TrainingSettings,
+    mean_loss,
+    train,
+)
 
 PYTHON_VERSION = "3.11.7"
 BUNDLED = Path(__file__).resolve().parent.parent / "src" / "blockwright" / "bundled"

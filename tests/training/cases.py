@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blockwright.registry import recipe_named
-from blockwright.training import Entry, Moment, Place, TokenStream, TrainedMatrix, TrainingRecipe
-from blockwright.training import TrainingSettings, train
+from blockwright.training import (
+    Entry,
+    Moment,
+    Place,
+    TokenStream,
+    TrainedMatrix,
+    TrainingRecipe,
+    TrainingSettings,
+    train,
+)
 from tests.models import random_model
 
 STEPS = 10
@@ -33,7 +41,7 @@ def settings(**changes: Any) -> TrainingSettings:
         "long_length": 32,
         "learning_rate": 3e-3,
         "warmup_steps": 1,
-        "checks": 5,
+        "checks": STEPS,
     }
     return TrainingSettings(**(options | changes))
 

@@ -12,7 +12,7 @@ Entry = dict[str, str]
 
 
 def methods(*, as_json: options.AsJson = False) -> None:
-    """List formats, methods and training recipes with their papers, and whether the papers' claims hold here."""
+    """List formats, methods and training recipes with papers, and whether claims hold here."""
     with stdout_kept_clean():
         entries = registered()
     if as_json:

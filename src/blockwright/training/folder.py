@@ -49,12 +49,12 @@ class Trained:
 
 
 def train_folder(
-    model: str,
-    out: Path,
+    model: str | Path,
+    out: str | Path,
     recipe: TrainingRecipe | None,
     settings: TrainingSettings,
     *,
-    text: Path | None = None,
+    text: str | Path | None = None,
     only: str = "*",
     progress: Progress | None = None,
 ) -> Trained:
@@ -63,8 +63,9 @@ def train_folder(
     ``text``: a file, folder or JSONL, a tenth of which judges; the shipped calibration and held-out
     texts without it.  Raises ``UserError``.
     """
+    out = Path(out)
     _check_out(out)
-    folder = resolve_model(model).path
+    folder = resolve_model(str(model)).path
     skeleton = build_skeleton(folder)
     _check_model(skeleton, folder, recipe)
     tokenizer = load_tokenizer(folder)
@@ -131,11 +132,14 @@ def _check_model(skeleton: Skeleton, folder: Path, recipe: TrainingRecipe | None
 
 
 def _texts(
-    text: Path | None, tokenizer: Any, settings: TrainingSettings
+    text: str | Path | None, tokenizer: Any, settings: TrainingSettings
 ) -> tuple[TokenStream, Tensor]:
     """Training tokens, and held-out tokens [T]."""
     if text is None:
-        splits = {"train": bundled_documents("calibration"), "heldout": bundled_documents("heldout")}
+        splits = {
+            "train": bundled_documents("calibration"),
+            "heldout": bundled_documents("heldout"),
+        }
     else:
         splits = split_documents(read_documents(text), SHARES, settings.seed)
     opening = opening_tokens(tokenizer)

@@ -43,7 +43,7 @@ def pattern_of(recipe: str, format: MaskedFormat) -> tuple[int, int]:
 class MaskedMatrix(TrainedMatrix):
     """A linear that ends with the zeros of a mask, chosen by the weight's magnitude."""
 
-    mask_OI: Tensor
+    mask_OI: Tensor  # noqa: N815 - shape suffix
     """bool [O, I], True = kept"""
 
     def __init__(self, linear: nn.Linear, place: Place, format: MaskedFormat) -> None:

@@ -32,8 +32,8 @@ def under_recipe(
 ) -> Iterator[list[TrainedMatrix]]:
     """Put the recipe's matrices in place of linears; inside, the model trains under it.
 
-    ``ids`` [B, T] are some tokens to find FFNs with; ``only``: a glob over paths of linears.  At the
-    end the model has its own linears again.  Raises ``TrainingError`` where nothing fits.
+    ``ids`` [B, T] are some tokens to find FFNs with; ``only``: a glob over paths of linears.  At
+    the end the model has its own linears again.  Raises ``TrainingError`` where nothing fits.
     """
     places = find_places(model, recipe.scope, ids, only) if recipe else []
     own = [model.get_submodule(place.name) for place in places]
@@ -78,7 +78,9 @@ def _members(ffns: list[tuple[str, FoundPart]]) -> list[Place]:
 def _writer(model: PreTrainedModel, ffn: tuple[str, FoundPart]) -> Place:
     prefix, part = ffn
     if part.channels is None:
-        raise TrainingError(f"training: {prefix[:-1]}: its FFN has no channels: {part.not_narrower}")
+        raise TrainingError(
+            f"training: {prefix[:-1]}: its FFN has no channels: {part.not_narrower}"
+        )
     readers = {prefix + name: order for name, order in part.channels.readers.items()}
     channels = Channels(
         writer=prefix + part.channels.writer, width=part.channels.width, readers=readers
@@ -88,9 +90,12 @@ def _writer(model: PreTrainedModel, ffn: tuple[str, FoundPart]) -> Place:
     return Place(channels.writer, channels, linears)
 
 
-def _ffns(model: PreTrainedModel, linears: list[Site], ids: Tensor) -> Iterator[tuple[str, FoundPart]]:
+def _ffns(
+    model: PreTrainedModel, linears: list[Site], ids: Tensor
+) -> Iterator[tuple[str, FoundPart]]:
     """Prefix of a block's names and its FFN, block by block."""
-    path = find_blocks(model, model.config)
+    path, was_training = find_blocks(model, model.config), model.training
+    model.eval()
     for name, (call, hidden) in _calls(model, path, ids).items():
         prefix, block = f"{name}.", model.get_submodule(name)
         own = [site for site in linears if site.id.startswith(prefix)]
@@ -99,6 +104,7 @@ def _ffns(model: PreTrainedModel, linears: list[Site], ids: Tensor) -> Iterator[
         if not ffns:
             raise TrainingError(f"training: {name}: its attention and its FFN cannot be told apart")
         yield from ((prefix, ffn) for ffn in ffns)
+    model.train(was_training)
 
 
 @torch.no_grad()

@@ -77,10 +77,12 @@ class Place:
 
 
 class TrainedMatrix(nn.Module):
-    """A linear under a recipe.  Weight [O, I] and bias [O] are the linear's own parameters."""
+    """A linear under a recipe."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    """[O, I]: the linear's own parameter"""
+    bias: Tensor | None
+    """[O], likewise"""
 
     def __init__(self, linear: nn.Linear, place: Place) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 
 from blockwright.errors import FormatError, TrainingError
 from blockwright.registry import recipe_named
-from blockwright.training.recipes.bdwp import Bdwp, BdwpMatrix, BothWays, ideal_step_speedup
+from blockwright.training.recipes.bdwp import Bdwp, BdwpMatrix, both_ways, ideal_step_speedup
 from tests.training.cases import at, matrix_of, normal
 
 
@@ -48,7 +48,7 @@ def test_with_full_masks_it_is_the_dense_product() -> None:
     W, x = normal(12, 8).requires_grad_(), normal(5, 8, seed=1).requires_grad_()
     full = torch.ones(12, 8, dtype=torch.bool)
     results = []
-    for y in (BothWays.apply(x, W, full, full), torch.nn.functional.linear(x, W)):
+    for y in (both_ways(x, W, full, full), torch.nn.functional.linear(x, W)):
         found = torch.autograd.grad(y, (x, W), normal(5, 12, seed=2))
         results.append((y, *found))
     for one, other in zip(*results, strict=True):
@@ -94,7 +94,11 @@ def test_the_speedup_is_a_count_of_products() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    for wrong in ("bdwp@format=sparse50", "bdwp@format=sparse2of4+int4", "bdwp@format=panel16x4-50"):
+    for wrong in (
+        "bdwp@format=sparse50",
+        "bdwp@format=sparse2of4+int4",
+        "bdwp@format=panel16x4-50",
+    ):
         with pytest.raises(TrainingError, match="allowed"):
             recipe_named(wrong)
     with pytest.raises(TrainingError, match="refresh 0"):

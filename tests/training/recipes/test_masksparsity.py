@@ -16,6 +16,7 @@ from tests.training.cases import at, normal
 WIDTH = 16
 
 
+@torch.enable_grad()
 def gated(**options: object) -> tuple[GatedMatrix, nn.Linear]:
     """A writer of 16 channels after its first step, and what makes them."""
     reader, writer = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 4)

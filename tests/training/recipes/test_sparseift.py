@@ -7,8 +7,8 @@ import torch
 
 from blockwright.errors import TrainingError
 from blockwright.registry import recipe_named
-from blockwright.training.recipes.sparseift import MovingMask, SparseIft, move
 from blockwright.training.places import under_recipe
+from blockwright.training.recipes.sparseift import MovingMask, SparseIft, move
 from tests.models import HIDDEN, INNER, random_model
 from tests.training.cases import at, matrix_of, normal, tokens
 

@@ -1,11 +1,11 @@
 """BDWP: N:M weights in the forward pass and, with a mask of their own, in the backward pass.
 
-Paper:   Fang, Sun, Ni, Huang, Wang, Wang, "Efficient N:M Sparse DNN Training Using Algorithm,
-         Architecture, and Dataflow Co-Design", 2023 (bidirectional weight pruning).
+Paper:   Fang, Sun, Zhou, Wang, "Efficient N:M Sparse DNN Training Using Algorithm, Architecture,
+         and Dataflow Co-Design", 2023 (bidirectional weight pruning).
 Idea:    Hardware saves work only where the pattern runs along the dimension that a product sums
-         over.  That is the inputs in y = x W^T, the outputs in dX = g W.  So one dense master weight
-         has two masks, and two of the three products of a step are sparse.  The gradient of the
-         inputs is then that of another network, which training stands at moderate sparsity.
+         over: the inputs in y = x W^T, the outputs in dX = g W.  So one dense master weight has two
+         masks, and two of the three products of a step are sparse.  The gradient of the inputs is
+         then that of another network, which training stands at moderate sparsity.
 
 Equations -> code
     y  = x (W . Mf)^T        Mf: N of M along the inputs       BothWays.forward
@@ -16,8 +16,8 @@ Equations -> code
 Shapes:  x [..., I], W [O, I], g [..., O].
 Cost:    two masks per step (``refresh``: every so many steps), nothing else.
 Differs from the paper:
-    1. Masks are multiplied in: on CPU and GPU this trains as slowly as the dense model.  The paper's
-       speed is that of an FPGA; ``ideal_step_speedup`` is a count of products, no measurement.
+    1. Masks are multiplied in: on CPU and GPU this trains no faster than the dense model.  The
+       paper's speed is an FPGA's; ``ideal_step_speedup`` is a count of products, no measurement.
     2. Embedding and head stay dense because they are outside the blocks, as do norms.
     3. decay is 0 as in the paper; ``srste`` is the recipe that has it.
 Raises:  TrainingError for a format that is not N:M; FormatError for a shape it does not divide.
@@ -50,8 +50,8 @@ class Bdwp(TrainingRecipe):
     """Pull of pruned weights to zero, as a part of their gradient."""
 
     paper: ClassVar[str] = (
-        "Fang, Sun, Ni, Huang, Wang, Wang: Efficient N:M Sparse DNN Training Using Algorithm,"
-        " Architecture, and Dataflow Co-Design, 2023"
+        "Fang, Sun, Zhou, Wang: Efficient N:M Sparse DNN Training Using Algorithm, Architecture,"
+        " and Dataflow Co-Design, 2023"
     )
 
     def __post_init__(self) -> None:
@@ -74,12 +74,10 @@ class Bdwp(TrainingRecipe):
 class BdwpMatrix(MaskedMatrix):
     """A dense master weight with a mask for each direction."""
 
-    backward_OI: Tensor
+    backward_OI: Tensor  # noqa: N815 - shape suffix
     """bool [O, I]: N of M consecutive outputs"""
 
-    def __init__(
-        self, linear: nn.Linear, place: Place, format: MaskedFormat, recipe: Bdwp
-    ) -> None:
+    def __init__(self, linear: nn.Linear, place: Place, format: MaskedFormat, recipe: Bdwp) -> None:
         super().__init__(linear, place, format)
         turned = linear.in_features, linear.out_features
         format.check_structure(turned, f"{place.name}, whose outputs are inputs backward")
@@ -99,7 +97,7 @@ class BdwpMatrix(MaskedMatrix):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        y: Tensor = BothWays.apply(x, self.weight, self.mask_OI, self.backward_OI)
+        y = both_ways(x, self.weight, self.mask_OI, self.backward_OI)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def after_backward(self, moment: Moment) -> None:
@@ -128,6 +126,12 @@ class BothWays(torch.autograd.Function):
         dX = g @ (W_OI * backward_OI).to(g.dtype)
         dW = g.flatten(0, -2).T @ x.flatten(0, -2)
         return dX, dW.to(W_OI.dtype), None, None
+
+
+def both_ways(x: Tensor, W_OI: Tensor, forward_OI: Tensor, backward_OI: Tensor) -> Tensor:
+    """x (W . Mf)^T, whose gradient towards x is g (W . Mb)."""
+    y: Tensor = BothWays.apply(x, W_OI, forward_OI, backward_OI)  # type: ignore[no-untyped-call]
+    return y
 
 
 def ideal_step_speedup(n: int, m: int) -> float:

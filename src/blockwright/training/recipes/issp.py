@@ -1,6 +1,6 @@
 """ISS-P: the smallest weights shrink a little in every step, and may come back.
 
-Paper:   Wang, Zhang, Wang, Zhang, Fu, "Iterative Soft Shrinkage Learning for Efficient Image
+Paper:   Wang, Wang, Zhang, Fu, Tao, "Iterative Soft Shrinkage Learning for Efficient Image
          Super-Resolution", ICCV 2023.
 Idea:    A hard mask chosen early is chosen by untrained magnitudes, and what it cuts cannot return.
          Here whatever is smallest at the moment is only multiplied by a factor below 1, so that the
@@ -23,6 +23,7 @@ Checked: rho 1 is plain training, zeros stay zero, the count is exact; the held-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,7 +49,7 @@ class Issp(TrainingRecipe):
     """rho, per step; 0: as the header says."""
 
     paper: ClassVar[str] = (
-        "Wang, Zhang, Wang, Zhang, Fu: Iterative Soft Shrinkage Learning for Efficient Image"
+        "Wang, Wang, Zhang, Fu, Tao: Iterative Soft Shrinkage Learning for Efficient Image"
         " Super-Resolution, ICCV 2023"
     )
 
@@ -68,7 +69,7 @@ class Issp(TrainingRecipe):
         if self.factor:
             return self.factor
         shrinking = max(1, moment.first(self.soft))
-        return min(PAPER_FACTOR, max(LEAST_FACTOR, LEFT_OVER ** (1 / shrinking)))
+        return min(PAPER_FACTOR, max(LEAST_FACTOR, math.pow(LEFT_OVER, 1 / shrinking)))
 
 
 class SoftlyShrunk(MaskedMatrix):

@@ -1,14 +1,14 @@
 """MaskSparsity: the channels that will go are chosen first, and only they are pulled to zero.
 
-Paper:   Jiang, Zhu, Zhang, Liu, Wang, et al., "Pruning-aware Sparse Regularization for Network
-         Pruning", 2021.
-Idea:    An L1 pull on all channels also holds back those that survive.  Every channel of an FFN gets
-         a factor; the channels of least energy are chosen once, and the pull acts on their factors
-         alone until they are zero, when leaving them out changes nothing.  What is left is trained
-         on, and ``fit`` stores it with narrower matrices.
+Paper:   Jiang, Zhao, Zhao, An, Tang, Wang, "Pruning-aware Sparse Regularization for Network
+         Pruning", 2022.
+Idea:    An L1 pull on all channels also holds back those that survive.  Every channel of an FFN
+         gets a factor; the channels of least energy are chosen once, and the pull acts on their
+         factors alone until they are zero, when leaving them out changes nothing.  What is left is
+         trained on, and ``fit`` stores it with narrower matrices.
 
 Equations -> code
-    y = Wd (gamma . a)                                   used_weight, gamma folded in: Wd diag(gamma)
+    y = Wd (gamma . a) = (Wd diag(gamma)) a              used_weight
     K = channels of least E[a^2] |Wd_:j|^2               choose, in the first step
     gamma_K = sign(gamma_K) max(|gamma_K| - s, 0)        after_step, after AdamW's own move
 Shapes:  Wd [O, I], I channels, a [T, I], gamma [I].
@@ -19,10 +19,11 @@ Differs from the paper:
     3. A proximal step in place of a subgradient, so that factors reach exactly zero; s is 1.5 over
        the steps that pull, whatever the learning rate.
     4. Rows that make channels of K are set to zero as well at the end.
-    5. ``only=false`` pulls on all channels and cuts the smallest; it is what the paper compares with.
+    5. ``only=false`` pulls on all channels and cuts the smallest: what the paper compares with.
 Raises:  TrainingError for a format that narrows nothing or options out of range.
-Checked: kept channels feel no pull, folding is exact, the cut changes outputs within its bound; the
-         held-out loss against pulling on all and against cutting first; tests/claims/test_training.py.
+Checked: kept channels feel no pull, folding is exact, the cut changes outputs within its bound;
+         the held-out loss against pulling on all and against cutting first;
+         tests/claims/test_training.py.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class MaskSparsity(TrainingRecipe):
     """Pull on the chosen channels only."""
 
     paper: ClassVar[str] = (
-        "Jiang, Zhu, Zhang, Liu, Wang, et al.: Pruning-aware Sparse Regularization for Network"
-        " Pruning, 2021"
+        "Jiang, Zhao, Zhao, An, Tang, Wang: Pruning-aware Sparse Regularization for Network"
+        " Pruning, 2022"
     )
     scope: ClassVar[Scope] = Scope.FFN_WRITERS
 
@@ -76,8 +77,8 @@ class MaskSparsity(TrainingRecipe):
             raise TrainingError(f"recipe masksparsity@format: {error}") from None
         if not isinstance(format, WidthFormat) or format.values is not None:
             raise TrainingError(
-                f"recipe masksparsity@format: got {self.format!r}, allowed: narrower FFNs with plain"
-                " values, e.g. narrow-p75; other values are what fit chooses later"
+                f"recipe masksparsity@format: got {self.format!r}, allowed: narrower FFNs with"
+                " plain values, e.g. narrow-p75; other values are what fit chooses later"
             )
         return format
 
@@ -88,9 +89,9 @@ class MaskSparsity(TrainingRecipe):
 class GatedMatrix(TrainedMatrix):
     """The last linear of an FFN with a factor for every channel."""
 
-    energy_I: Tensor
+    energy_I: Tensor  # noqa: N815 - shape suffix
     """fp32 [I]: sum of a^2 over the tokens of the first step"""
-    removed_I: Tensor
+    removed_I: Tensor  # noqa: N815 - shape suffix
     """bool [I]: K"""
 
     def __init__(self, linear: nn.Linear, place: Place, recipe: MaskSparsity) -> None:

@@ -3,9 +3,9 @@
 Paper:   Bambhaniya, Yazdanbakhsh, Subramanian, Kao, Agrawal, Evci, Krishna, "Progressive Gradient
          Flow for Robust N:M Sparsity Training in Transformers", 2024.
 Idea:    Above 80% of zeros the straight-through gradient of pruned weights is noise that is larger
-         than the signal.  So what is outside the mask still counts, by a factor that falls from 1 to
-         0 (MdGf), or the pattern itself gets sparser step by step (SdGf).  The rest of training has
-         a fixed mask.
+         than the signal.  So what is outside the mask still counts, by a factor that falls from 1
+         to 0 (MdGf), or the pattern itself gets sparser step by step (SdGf).  The rest of training
+         has a fixed mask.
 
 Equations -> code
     W . (M_t + beta_t (1 - M_t)), M_t by |W|              used_weight
@@ -70,8 +70,8 @@ class Pgf(TrainingRecipe):
             pattern_of("pgf", masked)
         if min(self.dense, self.fixed) < 0 or self.dense + self.fixed > 1:
             raise TrainingError(
-                f"recipe pgf: dense {self.dense:g} and fixed {self.fixed:g} are shares of the steps:"
-                " give 0 or more, together at most 1"
+                f"recipe pgf: dense {self.dense:g} and fixed {self.fixed:g} are shares of the"
+                " steps: give 0 or more, together at most 1"
             )
 
     def matrix(self, linear: nn.Linear, place: Place) -> TrainedMatrix:

@@ -55,9 +55,7 @@ class Srste(TrainingRecipe):
 class SrsteMatrix(MaskedMatrix):
     """A dense master weight behind a mask."""
 
-    def __init__(
-        self, linear: nn.Linear, place: Place, format: MaskedFormat, decay: float
-    ) -> None:
+    def __init__(self, linear: nn.Linear, place: Place, format: MaskedFormat, decay: float) -> None:
         super().__init__(linear, place, format)
         self.decay = decay
 
