@@ -51,7 +51,7 @@ def settings(seed: int, steps: int = STEPS) -> TrainingSettings:
         batch_tokens=BATCH_TOKENS,
         short_length=LENGTH,
         long_length=LENGTH,
-        learning_rate=1e-3,
+        learning_rate=3e-4,
         seed=seed,
     )
 
