@@ -40,3 +40,13 @@ def test_formats_and_methods_by_hand(tmp_path: Path) -> None:
     lines = run("format_by_hand.py", cache=tmp_path).splitlines()
     rtn, gptq = (float(line.split()[-1]) for line in lines)
     assert gptq < rtn
+
+
+def test_train_sparse(model_folder: ModelFolder, tmp_path: Path) -> None:
+    model = with_tokenizer(model_folder("llama"), tmp_path)
+    texts, _ = write_texts(tmp_path)
+    options = ("--text", texts, "--steps", 4, "--batch-tokens", 64, "--length", 32)
+    out = tmp_path / "sparse"
+    shown = run("train_sparse.py", model, out, "bdwp", *options, cache=tmp_path)
+    assert f"fit {out} --candidates keep,sparse2of4" in shown
+    assert (out / "model.safetensors").exists()

@@ -1,9 +1,9 @@
 """Formats, methods and attention policies by name: a file's name is the name.
 
 ``formats/int.py`` answers to ``int4-g64`` (the letters before the first digit or dash),
-``methods/quantize/gptq.py`` to ``gptq``, ``attention/policies/moba.py`` to ``moba``.  Files are
-imported only when asked for; one that fails to import raises its own error.  Each folder is listed
-once in a process.
+``methods/quantize/gptq.py`` to ``gptq``, ``attention/policies/moba.py`` to ``moba``,
+``training/recipes/bdwp.py`` to ``bdwp``.  Files are imported only when asked for; one that fails to
+import raises its own error.  Each folder is listed once in a process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import blockwright.formats
 import blockwright.methods
-from blockwright.errors import AttentionError, CandidateError
+from blockwright.errors import AttentionError, CandidateError, TrainingError
 from blockwright.types import (
     Candidate,
     Format,
@@ -33,6 +33,7 @@ from blockwright.types import (
 
 if TYPE_CHECKING:
     from blockwright.attention.policy import Policy
+    from blockwright.training.recipe import TrainingRecipe
 
 FAMILIES = ("quantize", "sparsify", "lowrank", "width", "depth")
 Options = tuple[tuple[str, str], ...]
@@ -136,10 +137,29 @@ def policy_class(name: str) -> type[Policy]:
 
 def policy_named(text: str) -> Policy:
     """A policy by name, with hyperparameters: ``moba`` or ``moba@block=64,keep=3``."""
-    name, _, rest = text.partition("@")
-    pairs = [item.partition("=") for item in rest.split(",") if rest]
-    options = tuple((option, value) for option, _, value in pairs)
+    name, options = _name_and_options(text)
     found: Policy = _build(policy_class(name), f"policy {name}", name, options)
+    return found
+
+
+@cache
+def recipe_names() -> tuple[str, ...]:
+    """Names of all training-time recipes."""
+    return _files(import_module("blockwright.training.recipes"))
+
+
+def recipe_class(name: str) -> type[TrainingRecipe]:
+    """The class of a recipe's file."""
+    if name not in recipe_names():
+        raise TrainingError(f"unknown recipe {name!r}{_nearest(name, recipe_names())}")
+    found: type[TrainingRecipe] = import_module(f"blockwright.training.recipes.{name}").RECIPE
+    return found
+
+
+def recipe_named(text: str) -> TrainingRecipe:
+    """A recipe by name, with hyperparameters: ``bdwp`` or ``bdwp@format=sparse1of4,refresh=10``."""
+    name, options = _name_and_options(text)
+    found: TrainingRecipe = _build(recipe_class(name), f"recipe {name}", name, options)
     return found
 
 
@@ -231,6 +251,13 @@ def _fillers(format: Format) -> list[str]:
         for name, cls in classes.items()
         if issubclass(cls, LinearMethod | WidthMethod) and isinstance(format, cls.fills)
     ]
+
+
+def _name_and_options(text: str) -> tuple[str, Options]:
+    """Of ``name@option=value,...``."""
+    name, _, rest = text.partition("@")
+    pairs = [item.partition("=") for item in rest.split(",") if rest]
+    return name, tuple((option, value) for option, _, value in pairs)
 
 
 def _build(cls: Any, what: str, name: str, options: Options) -> Any:

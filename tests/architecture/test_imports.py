@@ -35,12 +35,13 @@ ALLOWED: dict[str, set[str]] = {
     "heal": {"stream", "tuning"},
     "attention": {"numerics"},
     "kvcache": {"numerics"},
+    "training": {"anatomy", "checkpoint", "numerics", "stream", "texts"},
 }
 SPECIAL: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "types": {"errors"},
-    "registry": {"types", "errors", "formats", "methods", "attention"},
+    "registry": {"types", "errors", "formats", "methods", "attention", "training"},
     "_transformers_hook": {"loading"},
     "__init__": {"api", "fitting", "types", "_transformers_hook"},
     "fitting": {"pipeline", "types", "progress"},

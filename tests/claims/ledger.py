@@ -11,9 +11,9 @@ A claim stands over a function that returns or yields what it measured and knows
     )
     def test_gptq_beats_rounding_to_nearest(seed: int) -> float: ...
 
-Family and paper are those of the registered method or format; a claim about something else gives
-both.  A function that takes ``seed`` is called for every seed of ``SEEDS``.  ``make claims`` runs,
-judges and writes everything down: ``record``.
+Family and paper are those of the registered method, format or recipe; a claim about something else
+gives both.  A function that takes ``seed`` is called for every seed of ``SEEDS``.  ``make claims``
+runs, judges and writes everything down: ``record``.
 """
 
 from __future__ import annotations
@@ -161,14 +161,18 @@ def claim(
 
 
 def described(name: str) -> tuple[str, str]:
-    """Family and paper of a registered method or format."""
+    """Family and paper of a registered method, format or training recipe."""
     described: type
     if name in registry.method_names():
         described = registry.method_class(name)
     elif name in registry.format_stems():
         described = registry.format_class(name)
+    elif name in registry.recipe_names():
+        described = registry.recipe_class(name)
     else:
-        raise ValueError(f"claim about {name!r}: no method or format; give its family and paper")
+        raise ValueError(
+            f"claim about {name!r}: no method, format or recipe; give its family and paper"
+        )
     header = sys.modules[described.__module__].__doc__
     paper = getattr(described, "paper", "") or header_section(header, "Paper")
     return getattr(described, "family", "format"), paper
