@@ -13,7 +13,8 @@
     │   ├── ProfileError       a machine profile that is damaged or of another machine
     │   ├── OutputError        the output folder, disk space, permissions
     │   ├── LibraryError       a damaged or busy library
-    │   └── AttentionError     a policy, shape or option that attention cannot take
+    │   ├── AttentionError     a policy, shape or option that attention cannot take
+    │   └── AdapterError       an adapter or optimizer that healing cannot take
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
     └── StatisticMissingError  a method read a statistic that it did not declare
 
@@ -84,6 +85,10 @@ class LibraryError(UserError):
 
 class AttentionError(UserError):
     """A policy, shape or option that attention cannot take."""
+
+
+class AdapterError(UserError):
+    """An adapter or optimizer that does not exist, or cannot stand at a host."""
 
 
 class NumericalError(BlockwrightError):

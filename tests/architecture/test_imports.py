@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "assemble": {"checkpoint", "anatomy", "formats"},
     "loading": {"checkpoint", "anatomy", "formats"},
     "refine": {"stream", "tuning"},
-    "heal": {"stream", "tuning"},
+    "heal": {"checkpoint", "formats", "stream", "tuning"},
     "attention": {"numerics"},
     "kvcache": {"numerics"},
 }
@@ -40,7 +40,7 @@ SPECIAL: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "types": {"errors"},
-    "registry": {"types", "errors", "formats", "methods", "attention"},
+    "registry": {"types", "errors", "formats", "methods", "attention", "heal"},
     "_transformers_hook": {"loading"},
     "__init__": {"api", "fitting", "types", "_transformers_hook"},
     "fitting": {"pipeline", "types", "progress"},
