@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from blockwright.api import score_blocks as score_blocks
     from blockwright.fitting import fit as fit
     from blockwright.fitting import fit_recipe as fit_recipe
+    from blockwright.fitting import heal_model as heal_model
     from blockwright.fitting import price as price
     from blockwright.types import Budget as Budget
     from blockwright.types import FitResult as FitResult
+    from blockwright.types import HealResult as HealResult
     from blockwright.types import Phase as Phase
     from blockwright.types import Plan as Plan
     from blockwright.types import Profile as Profile
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("fit", "fit_recipe", "price"), "blockwright.fitting"),
+    **dict.fromkeys(("fit", "fit_recipe", "heal_model", "price"), "blockwright.fitting"),
     **dict.fromkeys(
         (
             *("evaluate_model", "inspect_model", "generate_text", "kv_cache", "profile_model"),
@@ -43,13 +45,15 @@ _HOMES = {
         "blockwright.api",
     ),
     **dict.fromkeys(
-        ("Budget", "FitResult", "Phase", "Plan", "Profile", "Workload"), "blockwright.types"
+        ("Budget", "FitResult", "HealResult", "Phase", "Plan", "Profile", "Workload"),
+        "blockwright.types",
     ),
 }
 
 __all__ = [
     "Budget",
     "FitResult",
+    "HealResult",
     "Phase",
     "Plan",
     "Profile",
@@ -59,6 +63,7 @@ __all__ = [
     "fit",
     "fit_recipe",
     "generate_text",
+    "heal_model",
     "inspect_model",
     "kv_cache",
     "price",

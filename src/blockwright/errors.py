@@ -14,7 +14,8 @@
     │   ├── OutputError        the output folder, disk space, permissions
     │   ├── LibraryError       a damaged or busy library
     │   ├── AttentionError     a policy, shape or option that attention cannot take
-    │   └── TrainingError      a recipe, schedule or model that training cannot take
+    │   ├── TrainingError      a recipe, schedule or model that training cannot take
+    │   └── AdapterError       an adapter or optimizer that healing cannot take
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
     └── StatisticMissingError  a method read a statistic that it did not declare
 
@@ -89,6 +90,10 @@ class AttentionError(UserError):
 
 class TrainingError(UserError):
     """A recipe, schedule or model that training cannot take, or a loss that is not finite."""
+
+
+class AdapterError(UserError):
+    """An adapter or optimizer that does not exist, or cannot stand at a host."""
 
 
 class NumericalError(BlockwrightError):

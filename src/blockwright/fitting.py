@@ -1,4 +1,6 @@
-"""``fit``, ``fit_recipe`` and ``price`` with plain arguments, as the command line has them."""
+"""``fit``, ``fit_recipe``, ``price`` and ``heal_model`` with plain arguments, as the command line
+has them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.progress import Progress, SilentProgress
-from blockwright.types import Budget, FitRequest, FitResult, Preset, Price, Recipe, parse_size
+from blockwright.types import (
+    Budget,
+    FitRequest,
+    FitResult,
+    HealRequest,
+    HealResult,
+    Preset,
+    Price,
+    Recipe,
+    parse_size,
+)
 
 
 def fit(
@@ -24,6 +36,8 @@ def fit(
     calibration: str | Path | None = None,
     eval_text: str | Path | None = None,
     library: str | Path | None = None,
+    heal: float | None = None,
+    heal_steps: int | None = None,
     revision: str | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -59,6 +73,8 @@ def fit(
         kv=tuple(kv),
         attention=tuple(attention),
         profile=_path(profile),
+        heal=heal,
+        heal_steps=heal_steps,
         revision=revision,
         seed=seed,
         threads=threads,
@@ -99,6 +115,60 @@ def price(request: FitRequest, *, progress: Progress | None = None) -> Price:
     from blockwright import pipeline
 
     return pipeline.price(request, progress or SilentProgress())
+
+
+def heal_model(
+    model: str | Path,
+    *,
+    against: str | Path,
+    out: str | Path,
+    data: str | Path | None = None,
+    eval_text: str | Path | None = None,
+    adapter: str = "auto",
+    optimizer: str = "adam",
+    minutes: float | None = None,
+    steps: int | None = None,
+    rate: float | None = None,
+    tables: bool = True,
+    batch_tokens: int | None = None,
+    sequence_length: int | None = None,
+    eval_tokens: int | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> HealResult:
+    """Train a fitted model towards its original, and write the folder ``out``.
+
+    The arguments are as in ``blockwright heal --help``.  Raises a ``UserError`` of one clear line
+    for bad input; killed at any moment, the same call resumes.
+    """
+    from blockwright import pipeline
+
+    request = HealRequest(
+        model=str(model),
+        against=str(against),
+        out=Path(out),
+        data=_path(data),
+        eval_text=_path(eval_text),
+        adapter=adapter,
+        optimizer=optimizer,
+        minutes=minutes,
+        steps=steps,
+        rate=rate,
+        tables=tables,
+        batch_tokens=batch_tokens,
+        sequence_length=sequence_length,
+        eval_tokens=eval_tokens,
+        revision=revision,
+        seed=seed,
+        threads=threads,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    return pipeline.heal(request, progress or SilentProgress())
 
 
 def read_budget(budget: Budget | float | str | None) -> Budget | None:

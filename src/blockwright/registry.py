@@ -1,4 +1,4 @@
-"""Formats, methods and attention policies by name: a file's name is the name.
+"""Formats, methods, attention policies and adapters by name: a file's name is the name.
 
 ``formats/int.py`` answers to ``int4-g64`` (the letters before the first digit or dash),
 ``methods/quantize/gptq.py`` to ``gptq``, ``attention/policies/moba.py`` to ``moba``,
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import blockwright.formats
 import blockwright.methods
-from blockwright.errors import AttentionError, CandidateError, TrainingError
+from blockwright.errors import AdapterError, AttentionError, CandidateError, TrainingError
 from blockwright.types import (
     Candidate,
     Format,
@@ -33,6 +33,7 @@ from blockwright.types import (
 
 if TYPE_CHECKING:
     from blockwright.attention.policy import Policy
+    from blockwright.heal.adapter import Adapter
     from blockwright.training.recipe import TrainingRecipe
 
 FAMILIES = ("quantize", "sparsify", "lowrank", "width", "depth")
@@ -160,6 +161,27 @@ def recipe_named(text: str) -> TrainingRecipe:
     """A recipe by name, with hyperparameters: ``bdwp`` or ``bdwp@format=sparse1of4,refresh=10``."""
     name, options = _name_and_options(text)
     found: TrainingRecipe = _build(recipe_class(name), f"recipe {name}", name, options)
+    return found
+
+
+@cache
+def adapter_names() -> tuple[str, ...]:
+    """Names of all adapters."""
+    return _files(import_module("blockwright.heal.adapters"))
+
+
+def adapter_class(name: str) -> type[Adapter]:
+    """The adapter class of a file."""
+    if name not in adapter_names():
+        raise AdapterError(f"unknown adapter {name!r}{_nearest(name, ('auto', *adapter_names()))}")
+    found: type[Adapter] = import_module(f"blockwright.heal.adapters.{name}").ADAPTER
+    return found
+
+
+def adapter_named(text: str) -> Adapter:
+    """An adapter by name, with hyperparameters: ``s2ft`` or ``lora@rank=16``."""
+    name, options = _name_and_options(text)
+    found: Adapter = _build(adapter_class(name), f"adapter {name}", name, options)
     return found
 
 

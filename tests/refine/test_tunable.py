@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from blockwright.formats import FormatLinear
 from blockwright.refine import Rounding, TunableBlock
-from blockwright.refine.tunable import depended_on
 from blockwright.registry import format_named, method_named
 from blockwright.stream import Inputs, Stem, Stream, weight_of, with_weights
-from blockwright.tuning import TrainedCodes, TrainedTensor
+from blockwright.tuning import TrainedCodes, TrainedTensor, depended_on
 from blockwright.types import GridFormat, PackedFormat, PackedLinear, Site, Statistics
 from tests.conftest import ModelFolder
 from tests.models import KINDS

@@ -10,6 +10,7 @@ from blockwright.assemble.folder import (
     unfinished_folder,
     write_model,
 )
+from blockwright.assemble.rewriting import rewrite_folder
 
 __all__ = [
     "Layout",
@@ -18,6 +19,7 @@ __all__ = [
     "assemble",
     "check_free",
     "folder_config",
+    "rewrite_folder",
     "unfinished_folder",
     "write_model",
 ]

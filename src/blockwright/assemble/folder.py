@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -257,7 +257,7 @@ def write_model(
     """
     with _one_line_errors(folder):
         write_json_atomic(folder / "config.json", folder_config(layout, checkpoint.folder))
-        _copy_small_files(checkpoint.folder, folder)
+        copy_small_files(checkpoint.folder, folder)
         for name, text in (extra_files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
         with ShardWriter(folder, layout.tensors()) as writer:
@@ -369,7 +369,9 @@ def _tensors(
         yield name, checkpoint.read(name)
 
 
-def _copy_small_files(original: Path, target: Path) -> None:
+def copy_small_files(original: Path, target: Path, left: Collection[str] = ()) -> None:
+    """Tokenizer and the like; ``left``: names of more files that are not copied."""
     for path in sorted(original.iterdir()):
-        if path.is_file() and path.name not in NOT_COPIED and path.suffix not in WEIGHT_FILES:
+        kept = path.name not in NOT_COPIED and path.name not in left
+        if path.is_file() and kept and path.suffix not in WEIGHT_FILES:
             shutil.copyfile(path, target / path.name)

@@ -22,6 +22,7 @@ from blockwright.cli import (
     evaluate,
     fit,
     generate,
+    heal,
     inspect,
     library,
     methods,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command("fit")(fit.fit)
 app.command("plan")(plan.plan)
+app.command("heal")(heal.heal)
 app.command("profile")(profile.profile)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)

@@ -63,6 +63,16 @@ def fit(
             "`limits` it was solved under; raise or remove them in the file to go over."
         ),
     ] = None,
+    heal: Annotated[
+        float | None,
+        typer.Option(
+            help="Minutes to train the assembled model towards the original, as `blockwright heal` "
+            "does."
+        ),
+    ] = None,
+    heal_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps to train it, in place of --heal.")
+    ] = None,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     calibration_tokens: Annotated[
@@ -119,6 +129,8 @@ def fit(
         kv=options.read_candidates(kv),
         attention=options.read_candidates(attention),
         profile=profile,
+        heal=heal,
+        heal_steps=heal_steps,
         revision=revision,
         seed=seed,
         threads=threads,
@@ -139,7 +151,7 @@ def fit(
 def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
     """The recipe's request with the ``given`` fields taken from ``asked``.
 
-    A budget, a plan and ``lossless`` take each other's place.
+    A budget, a plan and ``lossless`` take each other's place, as minutes and steps of healing do.
     """
     read = Recipe.read(recipe).request(
         out=asked.out,
@@ -147,8 +159,8 @@ def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
         recipe=recipe,
         trust_remote_code=asked.trust_remote_code,
     )
-    if {"budget", "plan", "lossless"} & given:
-        given = given | {"budget", "plan", "lossless"}
+    for instead in ({"budget", "plan", "lossless"}, {"heal", "heal_steps"}):
+        given = given | instead if instead & given else given
     return replace(read, **{name: getattr(asked, name) for name in given})
 
 

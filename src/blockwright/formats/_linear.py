@@ -28,6 +28,8 @@ class FormatLinear(nn.Module, ABC):
     """Base of packed modules; see ``types.PackedLinear`` for the interface others rely on."""
 
     bias: Tensor | None
+    tuned: bool = False
+    """Whether products and rows give gradients to what is stored; the portable state only."""
 
     def __init__(
         self,
@@ -99,8 +101,20 @@ class FormatLinear(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] -> [..., O]."""
-        y = self.product(x)
+        y = self.multiply(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """``product``, with gradients to what is stored where it is tuned."""
+        return (
+            F.linear(x, self.differentiable_weight().to(x.dtype)) if self.tuned else self.product(x)
+        )
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """``rows``, with gradients to what is stored where it is tuned."""
+        if not self.tuned:
+            return self.rows(index)
+        return self.differentiable_weight()[index].to(self.dtype)
 
     def differentiable(self, x: Tensor) -> Tensor:
         """The same product with gradients to x, the bias and the floating-point stored tensors."""

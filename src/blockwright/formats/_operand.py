@@ -101,14 +101,14 @@ class PackedOperand:
 def _linear(input: Tensor, weight: PackedOperand, bias: Tensor | None = None) -> Tensor:
     if not isinstance(weight, PackedOperand) or weight.transposed:
         raise TypeError("linear needs a packed weight [out, in]; this one is transposed")
-    y = weight.packed.product(input)
+    y = weight.packed.multiply(input)
     return y if bias is None else y + bias.to(y.dtype)
 
 
 def _matmul(input: Tensor, other: PackedOperand) -> Tensor:
     if not isinstance(other, PackedOperand) or not other.transposed:
         raise TypeError("matmul needs a packed weight [in, out] on its right side")
-    return other.packed.product(input)
+    return other.packed.multiply(input)
 
 
 def _embedding(
@@ -121,10 +121,10 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """Rows of a packed table; the arguments on gradients do nothing, as a table has none."""
+    """Rows of a packed table; the arguments on gradients do nothing."""
     if weight.transposed or max_norm is not None:
         raise TypeError("embedding needs a packed table [rows, features] and no max_norm")
-    rows = weight.packed.rows(input.reshape(-1))
+    rows = weight.packed.look_up(input.reshape(-1))
     return rows.view(*input.shape, weight.packed.in_features)
 
 

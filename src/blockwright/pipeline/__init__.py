@@ -1,6 +1,7 @@
 """The whole flow.  Read this first.
 
-checkpoint -> anatomy -> capture -> library -> plan -> refine -> assemble -> evaluate -> report
+checkpoint -> anatomy -> capture -> library -> plan -> refine -> assemble -> heal -> evaluate
+-> report
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from blockwright.pipeline.building import build_library
 from blockwright.pipeline.caching import cache_notes
 from blockwright.pipeline.curvature import sensitivity_note
 from blockwright.pipeline.editing import adopt_plan
+from blockwright.pipeline.heal_fit import heal_folder
+from blockwright.pipeline.heal_model import heal
 from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.lossless import fit_lossless
 from blockwright.pipeline.opening import open_run
@@ -28,7 +31,7 @@ from blockwright.pipeline.weighing import check_limits, weigh
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
-__all__ = ["fit", "price"]
+__all__ = ["fit", "heal", "price"]
 
 
 def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
@@ -58,6 +61,8 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
     notes += cache_notes(run, problem, plan) + policy_notes(plan)
     with unfinished_folder(request.out) as folder:
         write_folder(run, plan, folder)
+        run, healed = heal_folder(run, plan, folder)
+        notes += healed
         proof = prove(run, folder, uniform)
         limits = measure_limits(run, plan, timed.timing, folder)
         result = result_of(

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from blockwright.stream import Stream
-from blockwright.tuning import Trained, TrainedCodes, TrainedTensor, Values
+from blockwright.tuning import (
+    Trained,
+    TrainedCodes,
+    TrainedTensor,
+    Values,
+    depended_on,
+    weight_of_tensors,
+)
 from blockwright.types import PackedLinear, Site, packed_name, parameter_name
 
 
@@ -119,34 +126,14 @@ class TunableBlock:
         )
 
 
-def depended_on(module: PackedLinear) -> list[str]:
-    """Names of the stored floating-point tensors, bias left out, that the weight depends on."""
-    names = [name for name in module.stored_names if name != "bias"]
-    held = {name: module.stored_tensor(name) for name in names}
-    leaves = {
-        name: tensor.detach().float().requires_grad_()
-        for name, tensor in held.items()
-        if tensor.is_floating_point()
-    }
-    if not leaves:
-        return []
-    weight = _with_tensors(module, leaves)
-    _with_tensors(module, held)
-    if not weight.requires_grad:
-        return []
-    total = weight.float().sum()
-    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return [name for name, found in zip(leaves, gradients, strict=True) if found is not None]
-
-
 def trained_codes(site: Site, module: PackedLinear, rounding: Rounding) -> dict[str, TrainedCodes]:
     """The codes of a packed site, from where they are now; none where no code can be tuned."""
     found = {}
     for name, stored in module.stored_codes().items():
         held, codes_OI = module.stored_tensor(name), stored.codes_OI.float()
         with torch.no_grad():
-            W_hat_OI = _with_tensors(module, {name: codes_OI})
-            step_OI = _with_tensors(module, {name: codes_OI + 1}) - W_hat_OI
+            W_hat_OI = weight_of_tensors(module, {name: codes_OI})
+            step_OI = weight_of_tensors(module, {name: codes_OI + 1}) - W_hat_OI
         module.replace_stored(name, held)
         position_OI = codes_OI + (rounding.originals[site] - W_hat_OI) / step_OI
         found[packed_name(site.id, name)] = TrainedCodes(
@@ -158,13 +145,7 @@ def trained_codes(site: Site, module: PackedLinear, rounding: Rounding) -> dict[
 def weight_with(module: PackedLinear, site: str, values: Values) -> Tensor:
     """The weight [out, in] of a packed module with some of its tensors replaced."""
     named = {name: values.get(packed_name(site, name)) for name in module.stored_names}
-    return _with_tensors(module, {n: value for n, value in named.items() if value is not None})
-
-
-def _with_tensors(module: PackedLinear, tensors: Mapping[str, Tensor]) -> Tensor:
-    for name, tensor in tensors.items():
-        module.replace_stored(name, tensor)
-    return module.differentiable_weight()
+    return weight_of_tensors(module, {n: value for n, value in named.items() if value is not None})
 
 
 class _Substituted(nn.Module):

@@ -199,6 +199,22 @@ class Stream:
         """Pairs of a chunk of hidden states, which asks for gradients, and its head outputs."""
         yield from self._head_outputs(inputs, stem, hidden, None)
 
+    def head(self, stem: Stem, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """The head, kept in memory: last hidden states [B, T, H] and the inputs that they belong to
+        -> logits [B, T, V], of others than language models last hidden states.
+        """
+        shell, tape = self._shell(), Tape(extra_outputs=stem.extra_outputs)
+        self._put_stand_ins(shell, tape)
+
+        @torch.no_grad()
+        def run(hidden_BTH: Tensor, batch: Tensor) -> Tensor:
+            tape.answer = hidden_BTH
+            found = self._forward(shell, name, batch)
+            causal = self.skeleton.task == "causal-lm"
+            return cast(Tensor, found.logits if causal else found.last_hidden_state)
+
+        return run
+
     def _head_outputs(
         self, inputs: Inputs, stem: Stem, hidden: ActivationFile, observer: Observer | None
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,13 +5,15 @@ from blockwright.tuning.codes import TrainedCodes
 from blockwright.tuning.division import DividedRounding, division_rate
 from blockwright.tuning.gram import gram_error, tune_on_gram
 from blockwright.tuning.loop import Example, Forward, Tuned, TuningSettings, Values, tune
+from blockwright.tuning.packed import depended_on, weight_of_tensors
 from blockwright.tuning.soft_rounding import SoftRounding
-from blockwright.tuning.trained import Trained, TrainedTensor
+from blockwright.tuning.trained import FreeTensor, Trained, TrainedTensor
 
 __all__ = [
     "DividedRounding",
     "Example",
     "Forward",
+    "FreeTensor",
     "SoftRounding",
     "Trained",
     "TrainedCodes",
@@ -19,9 +21,11 @@ __all__ = [
     "Tuned",
     "TuningSettings",
     "Values",
+    "depended_on",
     "division_rate",
     "gram_error",
     "train_codebook",
     "tune",
     "tune_on_gram",
+    "weight_of_tensors",
 ]

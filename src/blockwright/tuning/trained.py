@@ -59,3 +59,22 @@ class TrainedTensor:
     def stored(self) -> Tensor:
         """The current value in the dtype it is stored in."""
         return (self.start + self.unit * self.offset).detach().to(self.dtype)
+
+
+class FreeTensor:
+    """A parameter of an adapter, trained in place: it begins at zero or at random, where no step is
+    relative to it.
+    """
+
+    def __init__(self, parameter: Tensor, *, pace: float = 1.0) -> None:
+        """``pace``: change of an element per step at a learning rate of 1."""
+        self.pace, self.offset = pace, parameter
+        self.offset.requires_grad_()
+
+    def value(self) -> Tensor:
+        """The parameter itself."""
+        return self.offset
+
+    def stored(self) -> Tensor:
+        """A copy."""
+        return self.offset.detach().clone()

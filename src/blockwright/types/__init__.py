@@ -35,6 +35,7 @@ from blockwright.types.format import (
     ZeroPointFormat,
 )
 from blockwright.types.group import Group, group_site
+from blockwright.types.heal import DEFAULT_MINUTES, HealRequest, HealResult
 from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
@@ -77,6 +78,7 @@ from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
     "DEFAULT_CONTEXT",
+    "DEFAULT_MINUTES",
     "DROP",
     "DROP_RUN",
     "KEEP",
@@ -103,6 +105,8 @@ __all__ = [
     "GridFormat",
     "GridSolution",
     "Group",
+    "HealRequest",
+    "HealResult",
     "InterpolatedFormat",
     "InterpolatedSolution",
     "KeyGroups",

@@ -24,6 +24,7 @@ WITHOUT_LOSS = (
     *("budget", "plan", "candidates", "preset", "calibration", "eval_text", "profile", "kv"),
     "attention",
     *("calibration_tokens", "sampled_share", "sequence_length", "eval_tokens"),
+    *("heal", "heal_steps"),
 )
 """What a lossless fit has no use for: nothing is chosen, calibrated or evaluated."""
 
@@ -67,10 +68,18 @@ class FitRequest:
     trust_remote_code: bool = False
     speed: bool = True
     """Whether tokens per second and resident memory are measured at the end."""
+    heal: float | None = None
+    """Minutes of healing of the assembled model; turned into steps by one timed probe."""
+    heal_steps: int | None = None
+    """The same in steps."""
     recipe: Path | None = None
     """The recipe that this request came from: what it names must be what it was made with."""
 
     def __post_init__(self) -> None:
+        if self.heal is not None and not 0 < self.heal < float("inf"):
+            raise BudgetError(f"--heal {self.heal}: a positive number of minutes is needed")
+        if self.heal is not None and self.heal_steps is not None:
+            raise BudgetError("--heal and --heal-steps: give one of them")
         if not self.lossless:
             return
         for item in fields(self):

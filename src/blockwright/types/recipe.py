@@ -37,7 +37,13 @@ TOP_LEVEL = ("version", "digests", "made_with")
 """Keys beside the request's."""
 DIGESTS = ("model", "calibration", "selection", "heldout")
 MADE_WITH = ("blockwright", "python", "torch", "transformers", "cpu")
-LEAST = {"threads": 1, "calibration_tokens": 2, "sequence_length": 2, "eval_tokens": 2}
+LEAST = {
+    "threads": 1,
+    "calibration_tokens": 2,
+    "sequence_length": 2,
+    "eval_tokens": 2,
+    "heal_steps": 1,
+}
 """Smallest values, as on the command line."""
 BESIDE = {"plan", "profile"}
 """Files of the recipe's own folder."""

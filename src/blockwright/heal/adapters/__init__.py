@@ -1,0 +1,1 @@
+"""Adapters, one a file; the file's name is the adapter's."""

@@ -1,0 +1,216 @@
+"""``blockwright heal``: a fitted folder and its original in, a healed folder out, measured."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from blockwright.assemble import check_free, unfinished_folder
+from blockwright.checkpoint import (
+    Checkpoint,
+    resolve_model,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from blockwright.evaluate import FinalHidden, measure, run_to_file
+from blockwright.library import Library
+from blockwright.pipeline.card import CARD_FILE
+from blockwright.pipeline.heal_texts import open_heal_texts
+from blockwright.pipeline.opening import Opened, open_original, set_up
+from blockwright.pipeline.proving import RELOAD_ROWS, RELOAD_TOKENS, open_fitted, reload_alike
+from blockwright.pipeline.recipe import RECIPE_FILE
+from blockwright.pipeline.reporting import REPORT_DATA_FILE, REPORT_FILE
+from blockwright.pipeline.whole_healing import (
+    HEAL_FILE,
+    HealJob,
+    Outcome,
+    check_names,
+    check_teacher,
+    train_job,
+    write_healed,
+)
+from blockwright.progress import Progress, SilentProgress
+from blockwright.stream import Inputs
+from blockwright.types import KEEP, FitRequest, HealRequest, HealResult, Quality
+
+OUT_OF_DATE = (REPORT_FILE, REPORT_DATA_FILE, RECIPE_FILE)
+"""Files of a fit that say nothing of the healed model."""
+
+
+def heal(request: HealRequest, progress: Progress | None = None) -> HealResult:
+    """Heal a fitted model; the result is in ``request.out``, measured.
+
+    Killed at any moment, the same call resumes from ``OUT.healing``.  Raises ``UserError``.
+    """
+    began = time.monotonic()
+    check_names(request)
+    job = open_job(request, progress or SilentProgress())
+    outcome = train_job(job)
+    with unfinished_folder(request.out) as folder:
+        size = write_healed(job, outcome, folder, OUT_OF_DATE)
+        before, after, original = measure_all(job, folder)
+        result = result_of(job, outcome, (before, after, original), size, began)
+        describe(job, result, folder)
+    shutil.rmtree(job.work)
+    return result
+
+
+def open_job(request: HealRequest, progress: Progress) -> HealJob:
+    """Open the models and the texts, checked."""
+    asked = fit_request_of(request)
+    check_free(request.out)
+    set_up(asked)
+    fitted = resolve_model(
+        request.model, request.revision, trust_remote_code=request.trust_remote_code
+    ).path
+    with progress.stage("open models and texts", 2, "parts") as stage:
+        skeleton = open_fitted(fitted, request.trust_remote_code, request.device).skeleton
+        original = open_original(request.against, None, request.trust_remote_code, progress)
+        check_teacher(skeleton, original.skeleton, request)
+        stage.advance()
+        texts = open_heal_texts(asked, fitted, skeleton)
+    return HealJob(
+        request=request,
+        progress=progress,
+        fitted=fitted,
+        skeleton=skeleton,
+        original=original,
+        texts=texts,
+        work=request.out.with_name(request.out.name + ".healing"),
+    )
+
+
+def fit_request_of(request: HealRequest) -> FitRequest:
+    """What texts and surroundings a fit would be asked for."""
+    return FitRequest(
+        model=request.model,
+        out=request.out,
+        budget=None,
+        calibration=request.data,
+        eval_text=request.eval_text,
+        revision=request.revision,
+        seed=request.seed,
+        threads=request.threads,
+        sequence_length=request.sequence_length,
+        eval_tokens=request.eval_tokens,
+        device=request.device,
+        trust_remote_code=request.trust_remote_code,
+        speed=False,
+    )
+
+
+def measure_all(job: HealJob, healed: Path) -> tuple[Quality, Quality, Quality]:
+    """Qualities on the held-out text: before, after, and the original's own; the healed folder is
+    reloaded in a fresh process, too.
+    """
+    request, inputs = job.request, Inputs.of_tokens(job.texts.heldout.ids)
+    opened = Opened(fit_request_of(request), job.progress, job.original, Library(job.work / "none"))
+    streams = {
+        "original": opened.stream(),
+        "before": open_fitted(job.fitted, request.trust_remote_code, request.device),
+        "after": open_fitted(healed, request.trust_remote_code, request.device),
+    }
+    hidden: dict[str, FinalHidden] = {}
+    parts = sum(len(stream.blocks) + 1 for stream in streams.values())
+    found: dict[str, Quality] = {}
+    with job.progress.stage("measure", parts, "parts") as stage:
+        for name, stream in streams.items():
+            target = job.work / f"heldout-{name}.bin"
+            target.unlink(missing_ok=True)
+            hidden[name] = run_to_file(stream, inputs, target, stage.advance)
+            against = None if name == "original" else hidden["original"]
+            found[name] = measure(hidden[name], against)
+            stage.advance()
+    rows = inputs.values[:RELOAD_ROWS, :RELOAD_TOKENS].contiguous()
+    stream = open_fitted(healed, request.trust_remote_code, request.device, kv=str(KEEP))
+    reload_alike(opened, healed, stream, Inputs(inputs.name, rows, RELOAD_ROWS), job.work, rows[0])
+    return found["before"], found["after"], found["original"]
+
+
+def recovered_share(before: Quality, after: Quality, original: Quality) -> float | None:
+    """(loss before - loss after) / (loss before - the original's), in cross-entropy."""
+    if before.perplexity is None or after.perplexity is None or original.perplexity is None:
+        return None
+    logs = [math.log(quality.perplexity or 1.0) for quality in (before, after, original)]
+    excess = logs[0] - logs[2]
+    return (logs[0] - logs[1]) / excess if excess > 0 else None
+
+
+def result_of(
+    job: HealJob,
+    outcome: Outcome,
+    qualities: tuple[Quality, Quality, Quality],
+    size: int,
+    began: float,
+) -> HealResult:
+    before, after, original = qualities
+    healed, counts = outcome.healed, outcome.student.counts
+    notes = job.texts.notes
+    if not healed.progress.best_step:
+        notes += ("nothing was better on the selection text: the folder is the fitted one",)
+    return HealResult(
+        out=job.request.out,
+        adapters={each.name: len(each.hosts) for each in outcome.chosen},
+        trainable=counts.trainable,
+        parameters=counts.frozen,
+        optimizer=job.request.optimizer,
+        optimizer_bytes=outcome.optimizer_bytes,
+        steps=outcome.steps,
+        best_step=healed.progress.best_step,
+        rollbacks=healed.progress.rollbacks,
+        tokens_per_step=job.rows_per_step * job.texts.calibration.sequence_length,
+        selection_loss_before=healed.progress.start_loss,
+        selection_loss_after=healed.progress.best_loss,
+        original=original,
+        before=before,
+        after=after,
+        recovered=recovered_share(before, after, original),
+        size_bytes_before=Checkpoint.open(job.fitted).total_file_bytes,
+        size_bytes=size,
+        seconds=time.monotonic() - began,
+        training_seconds=outcome.seconds,
+        notes=notes,
+    )
+
+
+def describe(job: HealJob, result: HealResult, folder: Path) -> None:
+    """What was done, as JSON and behind the fitted model's card; no times, so that the same healing
+    gives the same bytes.
+    """
+    write_json_atomic(folder / HEAL_FILE, described(result))
+    card = job.fitted / CARD_FILE
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").rstrip() + "\n\n" + card_section(result)
+        write_bytes_atomic(folder / CARD_FILE, text.encode())
+
+
+def described(result: HealResult) -> Mapping[str, Any]:
+    """The result without places and times."""
+    left = {"out", "seconds", "training_seconds"}
+    return {name: value for name, value in result.to_json().items() if name not in left}
+
+
+def card_section(result: HealResult) -> str:
+    """A section of the model card; the figures above it are those of before."""
+    adapters = ", ".join(f"{name} at {hosts}" for name, hosts in result.adapters.items())
+    lines = [
+        "## Healed",
+        "",
+        f"Trained towards the original for {result.steps} steps of {result.tokens_per_step} tokens"
+        f" ({adapters}; {result.optimizer}); `{HEAL_FILE}` has all figures.  The figures above are"
+        " those of before.",
+        "",
+        "| held-out text | original | before | healed |",
+        "|---|---|---|---|",
+    ]
+    for name, word in (("perplexity", "perplexity"), ("kl_divergence", "KL, nats/token")):
+        cells = [asdict(q)[name] for q in (result.original, result.before, result.after)]
+        if any(cell is not None for cell in cells):
+            shown = " | ".join("" if cell is None else f"{cell:.5g}" for cell in cells)
+            lines.append(f"| {word} | {shown} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,238 @@
+"""Healing of whole fitted folders: better than before, resumable, loudly refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blockwright import pipeline
+from blockwright.checkpoint import Checkpoint
+from blockwright.errors import BlockwrightError, OutputError, UserError
+from blockwright.heal import loop
+from blockwright.pipeline import whole_healing
+from blockwright.types import Budget, HealRequest, HealResult, Preset
+from tests.conftest import ModelFolder
+from tests.fits import folder_bytes, request, with_tokenizer
+from tests.pipeline.conftest import load_here
+from tests.pipeline.test_fit import KINDS
+
+Fitted = Callable[..., tuple[Path, Path]]
+STEPS = 12
+BITS = {"int2": 2.7, "int3": 4.6, "rank": 8.2, "sparse2of4": 10.2}
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    model_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Path]]:
+    """``fitted(kind, candidates, bits)``: folders of an original and of what was fitted of it."""
+    made: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def fit(kind: str, candidate: str) -> tuple[Path, Path]:
+        key = (kind, candidate)
+        if key not in made:
+            work = tmp_path_factory.mktemp("healed")
+            model = with_tokenizer(model_folder(kind, **KINDS[kind]), work)
+            budget = Budget(bits=BITS[candidate.partition("-")[0].partition(":")[0]])
+            asked = request(model, work, candidates=(candidate,), budget=budget)
+            with pytest.MonkeyPatch.context() as patch:
+                load_here(patch)
+                result = pipeline.fit(replace(asked, preset=Preset.FAST))
+            made[key] = model, result.out
+        return made[key]
+
+    return fit
+
+
+def asked(folders: tuple[Path, Path], work: Path, **changes: Any) -> HealRequest:
+    original, model = folders
+    options: dict[str, Any] = {
+        "model": str(model),
+        "against": str(original),
+        "out": work / "healed",
+        "data": original.parent / "texts",
+        "eval_text": original.parent / "heldout.txt",
+        "steps": STEPS,
+        "rate": 0.02,
+        "sequence_length": 64,
+        "batch_tokens": 256,
+        "eval_tokens": 512,
+        "threads": 1,
+    }
+    return HealRequest(**(options | changes))
+
+
+def healed(folders: tuple[Path, Path], work: Path, **changes: Any) -> HealResult:
+    return pipeline.heal(asked(folders, work, **changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "candidate"),
+    [
+        ("llama", "int2-g32:rtn"),
+        ("llama", "rank-p50+bf16:svd"),
+        ("llama", "sparse2of4:magnitude"),
+        ("gpt2", "int2-g32:rtn"),
+        ("qwen3_moe", "int2-g32:rtn"),
+        ("bert", "int2-g32:rtn"),
+    ],
+)
+def test_a_healed_model_is_closer_to_the_original_on_held_out_text(
+    kind: str, candidate: str, fitted: Fitted, tmp_path: Path
+) -> None:
+    result = healed(fitted(kind, candidate), tmp_path)
+    assert result.best_step > 0
+    if kind == "bert":
+        assert (result.after.relative_error or 1) < 0.98 * (result.before.relative_error or 1)
+    else:
+        assert (result.after.kl_divergence or 1) < 0.98 * (result.before.kl_divergence or 1)
+    assert result.size_bytes == result.size_bytes_before
+
+
+def test_healing_of_codes_changes_scales_norms_and_tables_alone(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    result = healed(folders, tmp_path)
+    before, after = Checkpoint.open(folders[1]), Checkpoint.open(result.out)
+    assert before.names == after.names
+    changed = {n for n in before.names if not torch.equal(before.read(n), after.read(n))}
+    kinds = {name.rpartition(".")[2] for name in changed}
+    assert kinds == {"scale", "weight"}
+    assert not any(name.endswith("proj.weight") for name in changed)
+    told = json.loads((result.out / whole_healing.HEAL_FILE).read_text(encoding="utf-8"))
+    assert told["adapters"] == {"e2eqp": 21}
+
+
+def test_the_same_healing_gives_the_same_bytes(fitted: Fitted, tmp_path: Path) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    first = healed(folders, tmp_path, out=tmp_path / "a")
+    second = healed(folders, tmp_path, out=tmp_path / "b")
+    assert folder_bytes(first.out) == folder_bytes(second.out)
+    assert not (tmp_path / "a.healing").exists()
+
+
+@pytest.mark.parametrize("killed_at", [2, 9])
+def test_a_killed_healing_resumes_to_the_same_bytes(
+    killed_at: int, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    whole = healed(folders, tmp_path, out=tmp_path / "whole")
+    seen: list[int] = []
+    stepped = loop._stepped
+
+    def watched(training: Any, step: int, rollbacks: int) -> bool:
+        seen.append(step)
+        if seen == list(range(1, killed_at + 1)):
+            raise KeyboardInterrupt
+        return stepped(training, step, rollbacks)
+
+    monkeypatch.setattr(loop, "_stepped", watched)
+    with pytest.raises(KeyboardInterrupt):
+        healed(folders, tmp_path, out=tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+    again = healed(folders, tmp_path, out=tmp_path / "killed")
+    assert folder_bytes(again.out) == folder_bytes(whole.out)
+    assert len(seen) < 2 * STEPS
+
+
+def test_minutes_become_a_stored_step_count(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    monkeypatch.setattr(whole_healing, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        healed(folders, tmp_path, steps=None, minutes=0.01)
+    stored = json.loads((tmp_path / "healed.healing" / "run.json").read_text(encoding="utf-8"))
+    monkeypatch.undo()
+    monkeypatch.setattr(whole_healing, "steps_of_minutes", killed)
+    load_here(monkeypatch)
+    result = healed(folders, tmp_path, steps=None, minutes=0.01)
+    assert result.steps == stored["steps"] >= 8
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_model_that_nothing_improves_is_written_as_it_was(fitted: Fitted, tmp_path: Path) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    result = healed(folders, tmp_path, rate=1e-9)
+    assert result.best_step == 0
+    assert any("nothing was better" in note for note in result.notes)
+    before, after = Checkpoint.open(folders[1]), Checkpoint.open(result.out)
+    assert all(torch.equal(before.read(name), after.read(name)) for name in before.names)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "candidate"),
+    [
+        ("lora@rank=4", "int3-g32:rtn"),
+        ("miss@rank=4", "rank-p50+bf16:svd"),
+        ("blocklora@rank=4", "int3-g32:rtn"),
+    ],
+)
+def test_an_adapter_becomes_a_side_path(
+    adapter: str, candidate: str, fitted: Fitted, tmp_path: Path
+) -> None:
+    folders = fitted("llama", candidate)
+    result = healed(folders, tmp_path, adapter=adapter, steps=6)
+    assert result.best_step > 0
+    assert (result.after.kl_divergence or 1) < (result.before.kl_divergence or 1)
+    assert result.size_bytes > result.size_bytes_before
+    config = json.loads((result.out / "config.json").read_text(encoding="utf-8"))
+    before = json.loads((folders[1] / "config.json").read_text(encoding="utf-8"))
+    specs = config["quantization_config"]["sites"]
+    assert specs.keys() == before["quantization_config"]["sites"].keys()
+    assert specs != before["quantization_config"]["sites"]
+
+
+def refusal(folders: tuple[Path, Path], work: Path, **changes: Any) -> str:
+    with pytest.raises(BlockwrightError) as caught:
+        healed(folders, work, **changes)
+    assert isinstance(caught.value, UserError), caught.value
+    assert "\n" not in str(caught.value)
+    assert not (work / "healed").exists()
+    return str(caught.value)
+
+
+def test_bad_input_is_refused_in_one_line(
+    fitted: Fitted, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    wide = with_tokenizer(model_folder("llama", hidden_size=128), tmp_path / "wide")
+    words = with_tokenizer(model_folder("llama", vocab_size=160), tmp_path / "words")
+    other = with_tokenizer(model_folder("mistral"), tmp_path / "other")
+    assert "hidden size of 128" in refusal((wide, folders[1]), tmp_path, data=None)
+    assert "vocabulary of 160" in refusal((words, folders[1]), tmp_path, data=None)
+    assert "mistral model" in refusal((other, folders[1]), tmp_path, data=None)
+    assert "quantized already" in refusal((folders[1], folders[1]), tmp_path, data=None)
+    assert "did you mean 'lora'" in refusal(folders, tmp_path, adapter="lorra")
+    assert "supports dense hosts" in refusal(folders, tmp_path, adapter="dora")
+    assert "no option 'size'" in refusal(folders, tmp_path, adapter="lora@size=3")
+    assert "unknown optimizer" in refusal(folders, tmp_path, optimizer="adma")
+    assert "give one of them" in refusal(folders, tmp_path, minutes=3.0)
+    assert "does not exist" in refusal(folders, tmp_path, data=tmp_path / "none.txt")
+    (tmp_path / "healed").mkdir()
+    (tmp_path / "healed" / "file").touch()
+    with pytest.raises(OutputError):
+        healed(folders, tmp_path)
+
+
+def test_a_state_of_other_inputs_is_not_continued(fitted: Fitted, tmp_path: Path) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    whole = healed(folders, tmp_path, out=tmp_path / "whole")
+    work = tmp_path / "healed.healing"
+    work.mkdir()
+    (work / "run.json").write_text('{"identity": "another", "steps": 3}', encoding="utf-8")
+    again = healed(folders, tmp_path)
+    assert again.steps == STEPS
+    assert folder_bytes(again.out) == folder_bytes(whole.out)
+    shutil.rmtree(again.out)

@@ -1,0 +1,116 @@
+"""Optimizers: the updates of torch's, with states in fp32 or in 8 bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockwright.numerics.codebooks import dynamic_codebook
+from blockwright.tuning import FreeTensor
+from blockwright.tuning.optimizers import Adam, DynamicMoment, HealOptimizer, Sgd, optimizer_named
+from blockwright.tuning.optimizers.moments import BLOCK
+
+
+def leaf(size: int = 8192, seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def gradient(step: int, size: int = 8192) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(100 + step))
+
+
+def run(optimizer: HealOptimizer, item: FreeTensor, first: int = 0, steps: int = 5) -> Tensor:
+    for step in range(first, first + steps):
+        item.offset.grad = gradient(step, item.offset.numel())
+        optimizer.step(0.01)
+    return item.offset.detach().clone()
+
+
+def test_adam_moves_as_torchs() -> None:
+    item = FreeTensor(leaf())
+    ours = run(Adam({"w": item}), item)
+    theirs = leaf().requires_grad_()
+    reference = torch.optim.Adam([theirs], lr=0.01, betas=Adam.betas)
+    for step in range(5):
+        theirs.grad = gradient(step)
+        reference.step()
+    torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_sgd_moves_as_torchs() -> None:
+    item = FreeTensor(leaf())
+    ours = run(Sgd({"w": item}), item)
+    theirs = leaf().requires_grad_()
+    reference = torch.optim.SGD([theirs], lr=0.01, momentum=Sgd.beta)
+    for step in range(5):
+        theirs.grad = gradient(step)
+        reference.step()
+    torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_a_pace_multiplies_the_rate() -> None:
+    slow, fast = FreeTensor(leaf()), FreeTensor(leaf(), pace=2.0)
+    before = leaf()
+    slow_step = run(Adam({"w": slow}), slow, steps=1) - before
+    fast_step = run(Adam({"w": fast}), fast, steps=1) - before
+    torch.testing.assert_close(fast_step, 2 * slow_step, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_values_of_the_codebook_come_back_exactly(signed: bool) -> None:
+    values = torch.tensor(dynamic_codebook(signed=signed).values)
+    moment = DynamicMoment(values, signed=signed)
+    moment.store(values)
+    assert len(values) == BLOCK
+    assert torch.equal(moment.value(), values)
+
+
+def test_an_error_is_at_most_half_a_gap_of_its_block() -> None:
+    value = leaf(1000)
+    value[10] = 500.0
+    moment = DynamicMoment(value, signed=True)
+    moment.store(value)
+    rising = torch.tensor(sorted(dynamic_codebook(signed=True).values))
+    gap = (rising[1:] - rising[:-1]).max()
+    error = (moment.value() - value).abs()
+    tops = torch.nn.functional.pad(value, (0, 24)).view(-1, BLOCK).abs().amax(1)
+    for block, top in enumerate(tops.tolist()):
+        inside = error[block * BLOCK : (block + 1) * BLOCK]
+        assert inside.max() <= 0.51 * gap * top + (1 - 0.9922) * top
+    assert error[BLOCK:].max() < 0.05
+
+
+def test_a_positive_second_moment_never_becomes_zero() -> None:
+    value = torch.full((BLOCK,), 1e-12)
+    value[0] = 1.0
+    moment = DynamicMoment(value, signed=False)
+    moment.store(value)
+    assert (moment.value() > 0).all()
+
+
+@pytest.mark.parametrize(("name", "share"), [("adam8bit", 0.256), ("sgd8bit", 0.256)])
+def test_eight_bits_take_a_quarter_of_the_state(name: str, share: float) -> None:
+    item = {"w": FreeTensor(leaf(1 << 16))}
+    small = optimizer_named(name, item).state_bytes()
+    large = optimizer_named(name.removesuffix("8bit"), item).state_bytes()
+    assert small <= share * large
+
+
+def test_small_tensors_keep_fp32_states() -> None:
+    item = {"w": FreeTensor(leaf(100))}
+    eight, plain = (optimizer_named(name, item).state_bytes() for name in ("adam8bit", "adam"))
+    assert eight == plain
+
+
+@pytest.mark.parametrize("name", ["adam", "adam8bit", "sgd", "sgd8bit"])
+def test_states_that_are_loaded_go_on_as_if_nothing_had_happened(name: str) -> None:
+    whole = FreeTensor(leaf())
+    wanted = run(optimizer_named(name, {"w": whole}), whole, steps=6)
+    first = FreeTensor(leaf())
+    before = optimizer_named(name, {"w": first})
+    run(before, first, steps=3)
+    second = FreeTensor(first.stored())
+    after = optimizer_named(name, {"w": second})
+    after.load({key: tensor.clone() for key, tensor in before.tensors().items()})
+    assert torch.equal(run(after, second, first=3, steps=3), wanted)
