@@ -34,7 +34,7 @@ claims-long: $(STAMP) ## the same with the statistical claims, dated
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/claims -m claim --durations=5 --soft --claims-record .
 bench: $(STAMP) ## measure speed and memory; writes JSON under build/bench
 	@$(BIN)/python -m benchmarks --out build/bench
-bench-peers: $(STAMP) ## measure GPTQModel, AutoRound and HQQ at their own bytes, each in its own environment
+bench-peers: $(STAMP) ## measure other tools beside ours, each in its own environment; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.peers --out build/bench-peers
 figures: $(STAMP) ## write the README's figures from build/bench
 	@$(BIN)/python -m benchmarks.readme build/bench

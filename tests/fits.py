@@ -87,3 +87,8 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     """All files but the reports, which hold times."""
     files = [path for path in sorted(folder.iterdir()) if "blockwright-report." not in path.name]
     return {path.name: path.read_bytes() for path in files}
+
+
+def all_files(folder: Path) -> set[str]:
+    """Everything under a folder, by its place in it."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -6,7 +6,7 @@ Read on both sides: by the benchmark, and in a peer's environment, where there i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ DENSE_FILE = "model.safetensors"
 model's parameter names.
 """
 ANSWER_FILE = "answer.json"
+COMPRESSED_FILE = "compressed"
+"""Written when the result is saved: memory after it belongs to what proves the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Job:
     average_bits: float | None = None
     """AutoScheme: bits per weight, scales and zeros included, of a mix of ``options``."""
     options: tuple[int, ...] = ()
+    algorithm: str = ""
+    """Where a peer has several; empty: its first."""
     dense: bool = True
     """Whether dense weights are wanted; without them the job is for its time."""
 
@@ -80,4 +84,57 @@ class Answer:
 
     @classmethod
     def read(cls, path: Path) -> Answer:
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedJob:
+    """One model to be decoded: prepared once, then timed in fresh processes."""
+
+    model: str
+    """Folder of the original."""
+    stored: str
+    """Folder for what the peer stores."""
+    out: str
+    """File of the answer."""
+    bits: int
+    """Of the block linears; 16: as they are.  Tables take 8 where linears take less than 16."""
+    group_size: int
+    """Of 4 bits, where the peer has a choice."""
+    ids: tuple[int, ...]
+    """The prompt."""
+    decode_tokens: int
+    threads: int
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> SpeedJob:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**data, "ids": tuple(data["ids"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedAnswer:
+    """What one fresh process found."""
+
+    prefill_seconds: float
+    """Least time of the whole prompt; logits of its last position alone."""
+    decode_seconds: float
+    """Least time of one token behind it, batch 1."""
+    library_bytes: int
+    """Resident before the model was loaded: interpreter and libraries."""
+    resident_bytes: int
+    """After decoding."""
+    logits: Sequence[float]
+    """Behind the prompt, [V]."""
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> SpeedAnswer:
         return cls(**json.loads(path.read_text(encoding="utf-8")))

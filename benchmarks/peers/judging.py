@@ -5,6 +5,7 @@ text, in fp32.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import log
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from blockwright.checkpoint import Checkpoint
 from blockwright.errors import UserError
 from blockwright.evaluate import measure, run_to_file
 from blockwright.pipeline.building import build_library
-from blockwright.pipeline.measuring import loss_of, measure_plan, original_on
+from blockwright.pipeline.measuring import measure_plan, original_on
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.plan import uniform_plans
@@ -61,14 +62,24 @@ def judge(run: Run, folder: Path) -> Quality:
     return quality
 
 
-def judge_uniform(run: Run, format: str) -> tuple[float, float]:
-    """Bits per weight and held-out KL of our own GPTQ in one format, for a run that offers it."""
+def original_loss(run: Run) -> float:
+    """Cross-entropy of the original on the held-out text, nats per token."""
+    perplexity = measure(original_on(run, "heldout", run.texts.heldout)).perplexity
+    if perplexity is None:
+        raise UserError("peers are compared on models with a language head; give another --model")
+    return log(perplexity)
+
+
+def judge_uniform(run: Run, format: str) -> tuple[float, Quality]:
+    """Bits per weight of our own GPTQ in one format, and its quality on the held-out text, for a
+    run that offers it.
+    """
     problem = pose_problem(run, build_library(run)).problem
     name = f"uniform {format}:gptq"
     plan = next(each for each in uniform_plans(problem, Budget(bits=16.0)) if each.name == name)
     text = run.texts.heldout
-    quality = measure_plan(run, plan, original_on(run, "heldout", text), text.digest)
-    return plan.bits_per_weight, loss_of(quality)
+    original = original_on(run, "heldout", text)
+    return plan.bits_per_weight, measure_plan(run, plan, original, text.digest)
 
 
 def linear_sites(run: Run) -> list[Site]:

@@ -1,4 +1,7 @@
-"""KL at the peers' own measured bytes: three peers, our uniform GPTQ, and our plans."""
+"""KL at the peers' own measured bytes: peers, our uniform GPTQ, and our plans.
+
+A peer that fails has a row with its error.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,32 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.peers.job import Answer, Job
+from benchmarks.peers.environments import failed
+from benchmarks.peers.job import Job
 from benchmarks.peers.judging import (
     bits_per_weight,
     judge,
     judge_uniform,
     linear_sites,
+    original_loss,
     write_tokens,
 )
-from benchmarks.peers.running import PEERS, run_peer
+from benchmarks.peers.running import PEERS, PeerRun, run_peer
 from blockwright.errors import UserError
 from blockwright.pipeline import fit
+from blockwright.pipeline.measuring import loss_of
 from blockwright.pipeline.opening import Run, digest_of, open_run
 from blockwright.pipeline.sampling import with_sampled_text
 from blockwright.progress import SilentProgress, stderr_progress
-from blockwright.types import Budget, FitRequest, Preset
+from blockwright.types import Budget, FitRequest, Preset, Quality
 
-FORMATS = ("int4-g64", "int3-g64", "int2-g64")
+OURS = "our gptq"
+FORMATS = ("int8-g64", "int4-g64", "int3-g64", "int2-g64")
 BOUNDS = {Preset.FAST: None, Preset.BALANCED: 0.7, Preset.BEST: 0.5}
 """Largest KL of a preset's plan over that of the best uniform peer, means over seeds."""
 MIXED_BOUND = 0.8
@@ -75,7 +83,7 @@ def run(setting: Setting) -> Row:
 
 def told(row: Row) -> Row:
     """The row, said on stderr: the whole takes hours."""
-    figures = f"{row['bits']:.3f} bits per weight, KL {row['kl']:.5f}"
+    figures = row.get("error") or f"{row['bits']:.3f} bits per weight, KL {row['kl']:.5f}"
     print(
         f"{row['format']}, seed {row['seed']}, {row['who']}: {figures}", file=sys.stderr, flush=True
     )
@@ -89,17 +97,21 @@ def peer_rows(setting: Setting, seed: int) -> Iterator[Row]:
         tokens = write_tokens(opened, setting.work / f"tokens-{seed}.safetensors")
         content = digest_of([opened.original.fingerprint, opened.texts.calibration.digest])
         base = {"format": format, "seed": seed, "tokens": opened.texts.calibration.tokens}
+        unchanged = original_loss(opened)
         for name in setting.peers:
-            done = run_peer(
-                name, job_of(setting, seed, format, tokens, name), setting.work, content
-            )
-            yield base | peer_row(opened, name, done.answer, done.folder)
-        bits, divergence = judge_uniform(opened, format)
-        yield base | {"who": "our gptq", "bits": bits, "kl": divergence}
+            job = job_of(setting, seed, format, tokens, name)
+            try:
+                done = run_peer(name, job, setting.work, content)
+                yield base | peer_row(opened, name, done, unchanged)
+            except UserError as error:
+                yield base | {"who": name} | failed(error)
+        bits, quality = judge_uniform(opened, format)
+        yield base | {"who": OURS, "bits": bits} | losses(quality, unchanged)
 
 
-def peer_row(opened: Run, name: str, answer: Answer, folder: Path) -> Row:
+def peer_row(opened: Run, name: str, done: PeerRun, unchanged: float) -> Row:
     """Figures of one finished job."""
+    answer = done.answer
     by_tensor: dict[str, int] = {}
     for tensors in answer.stored_bytes.values():
         for tensor, nbytes in tensors.items():
@@ -107,15 +119,23 @@ def peer_row(opened: Run, name: str, answer: Answer, folder: Path) -> Row:
     return {
         "who": name,
         "bits": bits_per_weight(answer.stored_bytes, linear_sites(opened)),
-        "kl": judge(opened, folder).kl_divergence,
+        **losses(judge(opened, done.folder), unchanged),
         "quantize_seconds": answer.quantize_seconds,
         "peak_bytes": answer.peak_bytes,
+        "tree_bytes": done.tree_bytes,
         "stored_bytes": by_tensor,
         "counted": answer.counted,
         "settings": answer.settings,
         "versions": answer.versions,
         "logits_difference": answer.logits_difference,
     }
+
+
+def losses(quality: Quality, unchanged: float) -> Row:
+    """KL, and the cross-entropy beyond the original's, in nats per token."""
+    if quality.perplexity is None:
+        raise UserError("peers are compared on models with a language head; give another --model")
+    return {"kl": loss_of(quality), "excess_loss": log(quality.perplexity) - unchanged}
 
 
 def job_of(setting: Setting, seed: int, format: str, tokens: Path, peer: str) -> Job:
@@ -148,7 +168,7 @@ def plan_rows(setting: Setting, seed: int, format: str, rival: str, bits: float)
             "rival": rival,
             "preset": str(preset),
             "bits": result.bits_per_weight,
-            "kl": result.fitted.kl_divergence,
+            **losses(result.fitted, log(result.original.perplexity or 1.0)),
             "fit_seconds": result.seconds,
         }
 
@@ -158,6 +178,8 @@ def rivals(rows: Sequence[Row], format: str) -> dict[str, float]:
     that mixes.
     """
     divergences = means(rows, format, "kl")
+    if not divergences:
+        return {}
     uniform = [name for name in divergences if name in PEERS and not PEERS[name].mixed]
     names = [min(uniform, key=lambda name: divergences[name])] if uniform else []
     names += [name for name in divergences if name in PEERS and PEERS[name].mixed]
@@ -190,7 +212,7 @@ def means(rows: Sequence[Row], format: str, figure: str) -> Mapping[str, float]:
     """Who -> mean over seeds."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row["format"] == format:
+        if row["format"] == format and figure in row:
             found.setdefault(row["who"], []).append(row[figure])
     return {who: mean(values) for who, values in found.items()}
 

@@ -1,6 +1,6 @@
 """One fit in a process of its own, with the seconds of its stages: ``python -m ... REQUEST.json``.
 
-Prints JSON.  All that comes after the folder is written (held-out text, reloading, report) proves
+Writes JSON.  All that comes after the folder is written (held-out text, reloading, report) proves
 and describes it: evaluation.
 """
 
@@ -26,8 +26,9 @@ LAST_STAGE = "write the folder"
 class RecordingProgress(PlainProgress):
     """Lines on stderr, and when every outermost stage began and ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, marker: Path | None = None) -> None:
         super().__init__(sys.stderr)
+        self.marker = marker
         self.origin = time.perf_counter()
         self.stages: list[tuple[str, float, float]] = []
         self._open = 0
@@ -50,6 +51,8 @@ class RecordingProgress(PlainProgress):
             self._open -= 1
             if not self._open:
                 self.stages.append((name, began, self.seconds))
+                if name == LAST_STAGE and self.marker:
+                    self.marker.touch()
 
     @property
     def seconds(self) -> float:
@@ -78,8 +81,8 @@ def split_seconds(stages: list[tuple[str, float, float]], total: float) -> dict[
 
 
 def main(data: dict[str, Any]) -> None:
-    """Fit and print."""
-    progress = RecordingProgress()
+    """Fit, and write the figures."""
+    progress = RecordingProgress(Path(data["marker"]))
     request = FitRequest(
         model=data["model"],
         out=Path(data["out"]),
@@ -98,7 +101,7 @@ def main(data: dict[str, Any]) -> None:
         "bits_per_weight": result.bits_per_weight,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-    print(json.dumps(figures))
+    Path(data["answer"]).write_text(json.dumps(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from blockwright.errors import UserError
+from blockwright.pipeline.measuring import loss_of
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.progress import SilentProgress
 from blockwright.types import Budget, Site, SiteKind
@@ -73,11 +74,11 @@ def test_weights_of_another_model_are_refused(
 
 
 def test_our_own_gptq_is_judged_by_the_same_text(opened: Run) -> None:
-    bits, divergence = judge_uniform(opened, "int4-g32")
+    bits, quality = judge_uniform(opened, "int4-g32")
     linears = linear_sites(opened)
     assert len(linears) == 3 * 7
     assert bits == pytest.approx(4 + 20 / 32)
-    assert 0 < divergence < 1
+    assert 0 < loss_of(quality) < 1
 
 
 def test_bits_count_everything_that_is_stored() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import venv
 from collections.abc import Callable
@@ -12,11 +14,16 @@ from typing import Any
 import pytest
 from benchmarks.peers import __main__ as command_line
 from benchmarks.peers import environments, quality, running
-from benchmarks.peers.environments import ENVIRONMENTS, Environment, ensure_environment
+from benchmarks.peers.environments import (
+    ENVIRONMENTS,
+    Environment,
+    PeerError,
+    ensure_environment,
+    failed,
+)
 from benchmarks.peers.job import ANSWER_FILE, Answer, Job
 from benchmarks.peers.timed_fit import RecordingProgress, split_seconds
 
-from blockwright.errors import UserError
 from blockwright.types import Preset
 
 JOB = Job(model="m", tokens="t", out="", bits=4, group_size=64, seed=0, threads=1)
@@ -70,7 +77,16 @@ def test_requirements_are_pinned(environment: Environment) -> None:
 def test_an_environment_is_made_once(installs: list[list[str]], tmp_path: Path) -> None:
     pythons = {ensure_environment(ENVIRONMENTS["hqq"], tmp_path) for _ in range(2)}
     assert pythons == {tmp_path / "hqq" / "bin" / "python"}
-    assert [Path(command[-1]).name for command in installs] == ["hqq.txt"]
+    assert [Path(command[-1]).name for command in installs] == ["torch.txt", "hqq.txt"]
+
+
+def test_an_environment_sees_what_it_shares_behind_its_own(
+    installs: list[list[str]], tmp_path: Path
+) -> None:
+    ensure_environment(ENVIRONMENTS["hqq"], tmp_path)
+    (link,) = (tmp_path / "hqq").rglob("*.pth")
+    assert Path(link.read_text(encoding="utf-8").strip()).is_relative_to(tmp_path / "torch")
+    assert not list((tmp_path / "torch").rglob("*.pth"))
 
 
 def test_other_requirements_make_it_anew(
@@ -80,16 +96,19 @@ def test_other_requirements_make_it_anew(
     (tmp_path / "hqq" / "left over").touch()
     changed = tmp_path / "requirements"
     changed.mkdir()
+    shutil.copy(ENVIRONMENTS["torch"].requirements, changed)
     (changed / "hqq.txt").write_text("hqq==9\n", encoding="ascii")
     monkeypatch.setattr(environments, "REQUIREMENTS", changed)
     ensure_environment(ENVIRONMENTS["hqq"], tmp_path)
-    assert len(installs) == 2
+    assert [Path(command[-1]).name for command in installs] == ["torch.txt", "hqq.txt", "hqq.txt"]
     assert not (tmp_path / "hqq" / "left over").exists()
 
 
 def test_a_failed_installation_is_one_line_and_is_tried_again(
     installs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ensure_environment(ENVIRONMENTS["torch"], tmp_path)
+    installs.clear()
     working = subprocess.run
 
     def fail(command: list[str], stdout: Any, **_: Any) -> subprocess.CompletedProcess[str]:
@@ -98,23 +117,24 @@ def test_a_failed_installation_is_one_line_and_is_tried_again(
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(
-        UserError, match=r"peer hqq: pip .*ERROR: no such package.*--peers"
+        PeerError, match=r"hqq: pip .*ERROR: no such package.*leave it out"
     ) as error:
         ensure_environment(ENVIRONMENTS["hqq"], tmp_path)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(subprocess, "run", working)
     ensure_environment(ENVIRONMENTS["hqq"], tmp_path)
-    assert len(installs) == 1
+    assert [Path(command[-1]).name for command in installs] == ["hqq.txt"]
 
 
 def test_a_failed_peer_is_one_line_with_its_last_words(
     stub_python: Callable[[str], None], tmp_path: Path
 ) -> None:
     stub_python("echo loading; echo 'ValueError: 3 bits?' >&2; exit 7")
-    message = r"peer hqq failed on int4-g64 with exit code 7 \(ValueError: 3 bits\?\)"
-    with pytest.raises(UserError, match=message) as error:
+    message = r"hqq failed on int4-g64 with exit code 7 \(ValueError: 3 bits\?\)"
+    with pytest.raises(PeerError, match=message) as error:
         running.run_peer("hqq", JOB, tmp_path, "content")
     assert "\n" not in str(error.value)
+    assert re.fullmatch(message, failed(error.value)["error"])
 
 
 def test_a_finished_job_is_not_run_again(
@@ -159,7 +179,8 @@ def test_another_job_is_run(
         (["--presets", "better"], "unknown preset 'better'; there are fast, balanced, best"),
         (["--formats", "int5-g64"], "format 'int5-g64': peers are run in int2"),
         (["--seeds", "0"], "--seeds 0: give 1 or more"),
-        (["speed"], "unknown part 'speed'; there are quality, time"),
+        (["speed"], "unknown part 'speed'; there are quality, time, decode, report"),
+        (["--contenders", "ggml"], "unknown contender 'ggml'; there are bf16, ours-int4"),
     ],
 )
 def test_bad_options_are_one_line(

@@ -5,44 +5,42 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from blockwright import pipeline
 from blockwright.errors import UserError
-from blockwright.types import Budget
+from blockwright.types import Budget, FitRequest
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer
+from tests.fits import all_files, request, with_tokenizer
+from tests.pipeline.writes import Writes
+
+CANDIDATES = ("int4-g32:rtn", "int8:rtn")
 
 
-class Disk:
-    """Counts writes and refuses from the ``fails_at``-th on."""
+def refuse(code: int) -> None:
+    """What a full or forbidden disk does."""
+    raise OSError(code, os.strerror(code))
 
-    def __init__(self, patch: pytest.MonkeyPatch, code: int) -> None:
-        self.writes, self.fails_at, self.code = 0, 10**9, code
-        for place, name in (
-            (os, "pwrite"),
-            (os, "replace"),
-            (Path, "replace"),
-            (Path, "write_text"),
-            (Path, "open"),
-            (shutil, "copyfile"),
-        ):
-            patch.setattr(place, name, self.counted(getattr(place, name), name))
 
-    def counted(self, write: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def checked(*args: Any, **options: Any) -> Any:
-            reads = name == "open" and "w" not in str((*args[1:], *options.values()))
-            if not reads:
-                self.writes += 1
-                if self.writes >= self.fails_at:
-                    raise OSError(self.code, os.strerror(self.code))
-            return write(*args, **options)
-
-        return checked
+def check_fault(disk: Writes, write: int, code: int, asked: FitRequest, expected: bytes) -> None:
+    """Fail from a write on: one line, nothing half-written; then the same command ends well."""
+    out = asked.out
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(str(asked.library), ignore_errors=True)
+    disk.count, disk.stops_at = 0, write
+    with pytest.raises(UserError) as caught:
+        pipeline.fit(asked)
+    assert "\n" not in str(caught.value)
+    said = str(caught.value).lower()
+    assert os.strerror(code).lower() in said or "space" in said
+    assert not out.with_name("out.partial").exists()
+    disk.stops_at = 10**9
+    if not out.exists():
+        pipeline.fit(asked)
+    assert (out / "model.safetensors").read_bytes() == expected
 
 
 @pytest.mark.parametrize(
@@ -56,25 +54,24 @@ def test_a_failing_write_is_one_line_and_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
-    asked = request(
-        model, tmp_path, budget=Budget(bits=5.5), candidates=("int4-g32:rtn", "int8:rtn")
-    )
-    disk = Disk(monkeypatch, code)
+    asked = request(model, tmp_path, budget=Budget(bits=5.5), candidates=CANDIDATES)
+    disk = Writes(monkeypatch, partial(refuse, code))
     pipeline.fit(asked)
-    total, expected = disk.writes, (tmp_path / "out" / "model.safetensors").read_bytes()
+    total, expected = disk.count, (tmp_path / "out" / "model.safetensors").read_bytes()
     for share in shares:
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        shutil.rmtree(tmp_path / "library", ignore_errors=True)
-        disk.writes, disk.fails_at = 0, 1 + int(share * total)
-        with pytest.raises(UserError) as caught:
-            pipeline.fit(asked)
-        assert "\n" not in str(caught.value)
-        assert os.strerror(code).lower() in str(caught.value).lower() or "space" in str(
-            caught.value
-        )
-        assert not (tmp_path / "out.partial").exists()
-        finished = (tmp_path / "out").exists()
-        disk.fails_at = 10**9
-        if not finished:
-            pipeline.fit(asked)
-        assert (tmp_path / "out" / "model.safetensors").read_bytes() == expected
+        check_fault(disk, 1 + int(share * total), code, asked, expected)
+
+
+@pytest.mark.slow
+def test_a_fault_at_every_write_loses_nothing_and_leaves_nothing(
+    model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_tokenizer(model_folder("llama", num_hidden_layers=1), tmp_path)
+    asked = request(model, tmp_path, budget=Budget(bits=5.5), candidates=CANDIDATES)
+    disk = Writes(monkeypatch, partial(refuse, errno.ENOSPC))
+    pipeline.fit(asked)
+    total, expected = disk.count, (tmp_path / "out" / "model.safetensors").read_bytes()
+    whole = all_files(tmp_path)
+    for write in range(1, total + 1):
+        check_fault(disk, write, errno.ENOSPC, asked, expected)
+        assert all_files(tmp_path) == whole, f"after a fault at write {write} of {total}"

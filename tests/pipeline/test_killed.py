@@ -18,10 +18,11 @@ import pytest
 
 from blockwright import pipeline
 from blockwright.errors import ModelError
-from blockwright.types import Preset
+from blockwright.types import FitRequest, Preset
 from tests.conftest import ModelFolder
-from tests.fits import folder_bytes, request, with_tokenizer, write_texts
+from tests.fits import all_files, folder_bytes, request, with_tokenizer, write_texts
 from tests.pipeline.conftest import load_here
+from tests.pipeline.writes import REMOVALS, WRITES, Writes
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["blockwright.pipeline", "tests.pipeline.conftest"])
@@ -47,8 +48,24 @@ def run(work: Path, out: str, library: str, moment: str, fresh: bool) -> None:
         patch.setattr(pipeline, "prove", die)
     if moment == "after the proof":
         patch.setattr(os, "replace", partial(die_before, str(work / out), os.replace))
-    asked = request(work / "model", work, preset=Preset.BALANCED)
-    pipeline.fit(replace(asked, out=work / out, library=work / library))
+    asked = replace(
+        request(work / "model", work, preset=Preset.BALANCED),
+        out=work / out,
+        library=work / library,
+    )
+    if moment.isdecimal():
+        Writes(patch, die, (*WRITES, *REMOVALS)).stops_at = int(moment)
+    if moment == "counted":
+        (work / "count").write_text(str(count_changes(patch, asked)))
+        return
+    pipeline.fit(asked)
+
+
+def count_changes(patch: pytest.MonkeyPatch, asked: FitRequest) -> int:
+    """How often a fit changes the disk."""
+    disk = Writes(patch, die, (*WRITES, *REMOVALS))
+    pipeline.fit(asked)
+    return disk.count
 
 
 def die(*_: object) -> None:
@@ -123,6 +140,29 @@ def test_three_kills_change_no_byte(model_folder: ModelFolder, tmp_path: Path) -
 def test_twenty_kills_change_no_byte(model_folder: ModelFolder, tmp_path: Path) -> None:
     with_tokenizer(model_folder("llama", intermediate_size=128), tmp_path)
     check_kills(tmp_path, 20, fresh=True)
+
+
+@pytest.mark.slow
+def test_a_kill_before_every_change_of_the_disk_loses_nothing_and_leaves_nothing(
+    model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    with_tokenizer(model_folder("llama", num_hidden_layers=1), tmp_path)
+    write_texts(tmp_path)
+    ended(start(tmp_path, "whole", "whole-library", "counted"), tmp_path)
+    count = int((tmp_path / "count").read_text())
+    libraries = all_files(tmp_path / "whole-library")
+    places = {path.name for path in tmp_path.iterdir()}
+    for moment in range(1, count + 1):
+        process = start(tmp_path, "killed", "library", str(moment))
+        process.join(timeout=300)
+        if process.exitcode == -signal.SIGKILL and not (tmp_path / "killed").exists():
+            finish(tmp_path, "killed", "library", fresh=False)
+        where = f"killed before change {moment} of {count}"
+        assert_same_files(tmp_path / "whole", tmp_path / "killed")
+        assert all_files(tmp_path / "library") == libraries, where
+        for name in ("killed", "library"):
+            shutil.rmtree(tmp_path / name)
+        assert {path.name for path in tmp_path.iterdir()} == places, where
 
 
 def test_a_kill_between_assembly_and_name_is_resumed(

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.peers.job import DENSE_FILE, Job
 
-CODES = ("qweight", "W_q")
+CODES = ("qweight", "W_q", "weight_packed")
 """A module that has one of these is a quantized linear."""
+FLATTEN = "__tensor_flatten__"
+"""What tensors made of several tensors have."""
 PROBE_TOKENS = 64
 TOLERANCE = 0.02
 """Largest ``logits_difference``: both sides compute in the peer's dtype, in another order."""
@@ -34,8 +36,20 @@ def read_tokens(job: Job) -> Tensor:
 def quantized_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Quantized linears by their names in the model."""
     for name, module in model.named_modules():
-        if any(getattr(module, code, None) is not None for code in CODES):
+        held = any(getattr(module, code, None) is not None for code in CODES)
+        if held or hasattr(getattr(module, "weight", None), FLATTEN):
             yield name, module
+
+
+def packed_bytes(tensor: Any) -> dict[str, int]:
+    """Bytes of the plain tensors that a weight is made of, by their names."""
+    if not hasattr(tensor, FLATTEN):
+        return {"": int(tensor.nbytes)}
+    found = {}
+    for name in tensor.__tensor_flatten__()[0]:
+        for inner, nbytes in packed_bytes(getattr(tensor, name)).items():
+            found[f"{name}.{inner}".rstrip(".")] = nbytes
+    return found
 
 
 @torch.no_grad()

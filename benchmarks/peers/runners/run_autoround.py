@@ -13,7 +13,7 @@ from auto_round.schemes import QuantizationScheme
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.peers.job import ANSWER_FILE, Answer, Job
-from benchmarks.peers.runners.clock import Clock, peak_bytes, versions
+from benchmarks.peers.runners.clock import Clock, saved, versions
 from benchmarks.peers.runners.dense import (
     dense_weight,
     quantized_modules,
@@ -52,7 +52,7 @@ def main(job: Job) -> None:
         peer.quantize()
     with clock.part("save"):
         peer.save_quantized(str(packed), format="auto_round", inplace=True)
-    peak = peak_bytes()
+    peak = saved(job)
     del peer
     answer = Answer(
         load_seconds=clock.seconds["load"],

@@ -9,7 +9,7 @@ import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 from benchmarks.peers.job import ANSWER_FILE, Answer, Job
-from benchmarks.peers.runners.clock import Clock, peak_bytes, versions
+from benchmarks.peers.runners.clock import Clock, saved, versions
 from benchmarks.peers.runners.dense import (
     dense_weight,
     quantized_modules,
@@ -47,7 +47,7 @@ def main(job: Job) -> None:
         model.quantize(rows, batch_size=BATCH_ROWS)
     with clock.part("save"):
         model.save(str(packed))
-    peak = peak_bytes()
+    peak = saved(job)
     del model
     difference = dense_folder(job, packed) if job.dense else None
     answer = Answer(

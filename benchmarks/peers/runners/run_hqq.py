@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.peers.job import ANSWER_FILE, Answer, Job
-from benchmarks.peers.runners.clock import Clock, peak_bytes, versions
+from benchmarks.peers.runners.clock import Clock, saved, versions
 from benchmarks.peers.runners.dense import dense_weight, quantized_modules, write_dense
 
 COMPUTE_DTYPE = torch.float16
@@ -39,7 +39,7 @@ def main(job: Job) -> None:
         )
     with clock.part("save"):
         AutoHQQHFModel.save_quantized(model, str(Path(job.out) / "packed"))
-    peak = peak_bytes()
+    peak = saved(job)
     modules = dict(quantized_modules(model))
     difference = None
     if job.dense:

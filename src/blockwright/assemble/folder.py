@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -51,6 +50,8 @@ class Parameters(Protocol):
 
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+PROBE = ".blockwright-probe"
+"""Folder that is made and removed to see whether folders can be."""
 NOT_COPIED = {"config.json", "README.md", "model.safetensors.index.json", "training_args.bin"}
 
 
@@ -278,8 +279,7 @@ def check_free(out: Path) -> None:
     missing = [place for place in out.parents if not place.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent):
-            pass
+        _probe(out.parent / PROBE)
     except OSError as error:
         raise OutputError(
             f"output {out} cannot be made: {error.strerror}; give another --out"
@@ -288,6 +288,14 @@ def check_free(out: Path) -> None:
         for place in missing:
             with suppress(OSError):
                 place.rmdir()
+
+
+def _probe(place: Path) -> None:
+    """Make a folder and remove it again, by a name that the next run removes after a kill."""
+    with suppress(FileExistsError):
+        place.mkdir()
+    with suppress(FileNotFoundError):
+        place.rmdir()
 
 
 def folder_config(layout: Layout, original: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,8 @@ from blockwright.errors import LibraryError, OutputError
 
 KEY_BYTES = 20
 PARTIAL = ".partial"
+WRITER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial")
+"""End of a temporary name: the process that writes."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -92,6 +95,20 @@ def write_whole(path: Path, data: bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
+
+
+def is_left_behind(partial: Path) -> bool:
+    """Whether a temporary file's process is no more."""
+    writer = WRITER.search(partial.name)
+    if writer is None:
+        return False
+    try:
+        os.kill(int(writer[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

@@ -33,6 +33,7 @@ from blockwright.library.documents import (
     canonical,
     digest,
     file_digest,
+    is_left_behind,
     read_document,
     write_document,
     write_whole,
@@ -208,6 +209,16 @@ class Library:
             except DamagedError as error:
                 problems[path.name] = str(error)
         return problems
+
+    def remove_left_behind(self) -> None:
+        """Remove what killed processes left: half-written files, and locks of finished entries."""
+        for path in self.folder.rglob(f"*{PARTIAL}"):
+            if is_left_behind(path):
+                path.unlink(missing_ok=True)
+        for path in (self.folder / "locks").glob("*"):
+            if (self._entry(path.name) / "entry.json").is_file():
+                with suppress(LibraryError), only_builder(path, self.folder):
+                    pass
 
     def gc(self, keep_bytes: int | None = None) -> dict[str, int]:
         """Remove damaged and unfinished entries, entries of no problem, and working files; then,

@@ -69,4 +69,5 @@ def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:
             run, built, posed, plan, uniform, proof, limits=limits, notes=notes, began=began
         )
         describe(run, problem, result, plan, chosen, folder)
+        run.library.remove_left_behind()
     return result

@@ -78,6 +78,7 @@ def fit_lossless(request: FitRequest, progress: Progress) -> FitResult:
             opened, plan, proof, hits=packed.hits, misses=packed.misses, notes=notes, began=began
         )
         describe_lossless(opened, problem, plan, result, folder)
+        opened.library.remove_left_behind()
     return result
 
 
