@@ -161,12 +161,14 @@ def claim(
 
 
 def described(name: str) -> tuple[str, str]:
-    """Family and paper of a registered method or format."""
+    """Family and paper of a registered method, format or adapter."""
     described: type
     if name in registry.method_names():
         described = registry.method_class(name)
     elif name in registry.format_stems():
         described = registry.format_class(name)
+    elif name in registry.adapter_names():
+        described = registry.adapter_class(name)
     else:
         raise ValueError(f"claim about {name!r}: no method or format; give its family and paper")
     header = sys.modules[described.__module__].__doc__

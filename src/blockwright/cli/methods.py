@@ -12,7 +12,7 @@ Entry = dict[str, str]
 
 
 def methods(*, as_json: options.AsJson = False) -> None:
-    """List formats and methods with their papers, and whether the papers' claims hold here."""
+    """List formats, methods and adapters, their papers, and whether the papers' claims hold."""
     with stdout_kept_clean():
         entries = registered()
     if as_json:
@@ -24,7 +24,7 @@ def methods(*, as_json: options.AsJson = False) -> None:
 
 
 def registered() -> list[Entry]:
-    """One entry per file of ``formats`` and ``methods``."""
+    """One entry per file of ``formats``, ``methods`` and ``heal/adapters``."""
     from blockwright import registry
 
     ledger = read_ledger()
@@ -32,10 +32,15 @@ def registered() -> list[Entry]:
         _entry(stem, "format", registry.format_class(stem), ledger)
         for stem in registry.format_stems()
     ]
-    return formats + [
+    methods = [
         _entry(name, "method", registry.method_class(name), ledger)
         for name in registry.method_names()
     ]
+    adapters = [
+        _entry(name, "adapter", registry.adapter_class(name), ledger)
+        for name in registry.adapter_names()
+    ]
+    return formats + methods + adapters
 
 
 def _entry(name: str, kind: str, described: type, ledger: dict[str, Claim]) -> Entry:

@@ -41,7 +41,7 @@ class SharedDown(Extra):
         self.up = nn.Parameter(torch.zeros(shape[0], rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        chunks: Tensor = x.unflatten(-1, (self.blocks, -1)).sum(-2)  # type: ignore[no-untyped-call]
+        chunks: Tensor = x.unflatten(-1, (self.blocks, -1)).sum(-2)
         return self.scale * (chunks @ self.down.T) @ self.up.T
 
     def factors(self) -> tuple[Tensor, Tensor]:
