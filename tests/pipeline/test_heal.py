@@ -76,12 +76,11 @@ def healed(folders: tuple[Path, Path], work: Path, **changes: Any) -> HealResult
 @pytest.mark.parametrize(
     ("kind", "candidate"),
     [
-        ("llama", "int2-g32:rtn"),
-        ("llama", "rank-p50+bf16:svd"),
-        ("llama", "sparse2of4:magnitude"),
-        ("gpt2", "int2-g32:rtn"),
+        pytest.param("llama", "rank-p50+bf16:svd", marks=pytest.mark.slow),
+        pytest.param("llama", "sparse2of4:magnitude", marks=pytest.mark.slow),
+        pytest.param("gpt2", "int2-g32:rtn", marks=pytest.mark.slow),
         ("qwen3_moe", "int2-g32:rtn"),
-        ("bert", "int2-g32:rtn"),
+        pytest.param("bert", "int2-g32:rtn", marks=pytest.mark.slow),
     ],
 )
 def test_a_healed_model_is_closer_to_the_original_on_held_out_text(
@@ -111,6 +110,7 @@ def test_healing_of_codes_changes_scales_norms_and_tables_alone(
     assert told["adapters"] == {"e2eqp": 21}
 
 
+@pytest.mark.slow
 def test_the_same_healing_gives_the_same_bytes(fitted: Fitted, tmp_path: Path) -> None:
     folders = fitted("llama", "int2-g32:rtn")
     first = healed(folders, tmp_path, out=tmp_path / "a")
@@ -119,7 +119,7 @@ def test_the_same_healing_gives_the_same_bytes(fitted: Fitted, tmp_path: Path) -
     assert not (tmp_path / "a.healing").exists()
 
 
-@pytest.mark.parametrize("killed_at", [2, 9])
+@pytest.mark.parametrize("killed_at", [9, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_healing_resumes_to_the_same_bytes(
     killed_at: int, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +143,7 @@ def test_a_killed_healing_resumes_to_the_same_bytes(
     assert len(seen) < 2 * STEPS
 
 
+@pytest.mark.slow
 def test_minutes_become_a_stored_step_count(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_model_that_nothing_improves_is_written_as_it_was(fitted: Fitted, tmp_path: Path) -> None:
     folders = fitted("llama", "int2-g32:rtn")
     result = healed(folders, tmp_path, rate=1e-9)
@@ -175,8 +177,8 @@ def test_a_model_that_nothing_improves_is_written_as_it_was(fitted: Fitted, tmp_
     ("adapter", "candidate"),
     [
         ("lora@rank=4", "int3-g32:rtn"),
-        ("miss@rank=4", "rank-p50+bf16:svd"),
-        ("blocklora@rank=4", "int3-g32:rtn"),
+        pytest.param("miss@rank=4", "rank-p50+bf16:svd", marks=pytest.mark.slow),
+        pytest.param("blocklora@rank=4", "int3-g32:rtn", marks=pytest.mark.slow),
     ],
 )
 def test_an_adapter_becomes_a_side_path(
@@ -226,6 +228,7 @@ def test_bad_input_is_refused_in_one_line(
         healed(folders, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_state_of_other_inputs_is_not_continued(fitted: Fitted, tmp_path: Path) -> None:
     folders = fitted("llama", "int2-g32:rtn")
     whole = healed(folders, tmp_path, out=tmp_path / "whole")

@@ -72,7 +72,10 @@ LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]
 MISS = peft.MissConfig(r=4, target_modules=["q_proj", "down_proj"])
 
 
-@pytest.mark.parametrize("config", [LORA, MISS], ids=["lora", "miss"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(LORA, id="lora"), pytest.param(MISS, id="miss", marks=pytest.mark.slow)],
+)
 def test_an_adapter_trained_elsewhere_gives_what_peft_gives(
     config: Any, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -88,6 +91,7 @@ def test_an_adapter_trained_elsewhere_gives_what_peft_gives(
     assert difference < 0.02 * effect
 
 
+@pytest.mark.slow
 def test_a_dense_model_takes_an_adapter_into_its_weights(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -100,6 +104,7 @@ def test_a_dense_model_takes_an_adapter_into_its_weights(
     assert (logits(merged) - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora@rank=4", "blocklora@rank=4"])
 def test_our_adapters_are_loaded_by_peft_and_merge_to_the_same(
     name: str, folders: tuple[Path, Path], tmp_path: Path
@@ -119,6 +124,7 @@ def test_our_adapters_are_loaded_by_peft_and_merge_to_the_same(
     assert (logits(theirs) - logits(one)).abs().max() < 0.02 * effect
 
 
+@pytest.mark.slow
 def test_adapters_that_cannot_be_merged_are_refused(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -38,8 +38,9 @@ class Mfac(HealOptimizer):
     def __init__(self, trained: Mapping[str, Trained], *, gradients: int = GRADIENTS) -> None:
         super().__init__(trained)
         self._sizes = [item.offset.numel() for item in self.trained.values()]
-        self._ring_MD = torch.zeros(gradients, sum(self._sizes))
-        self._momentum_D = torch.zeros(sum(self._sizes))
+        device = next((item.offset.device for item in self.trained.values()), None)
+        self._ring_MD = torch.zeros(gradients, sum(self._sizes), device=device)
+        self._momentum_D = torch.zeros(sum(self._sizes), device=device)
         self._steps = 0
 
     @torch.no_grad()
@@ -65,12 +66,14 @@ class Mfac(HealOptimizer):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self._steps = int(tensors["steps"])
-        self._ring_MD, self._momentum_D = tensors["ring"].clone(), tensors["momentum"].clone()
+        device = self._ring_MD.device
+        self._ring_MD = tensors["ring"].to(device, copy=True)
+        self._momentum_D = tensors["momentum"].to(device, copy=True)
 
 
 def _gradient(item: Trained) -> Tensor:
-    """Flat, times the pace: as the parameter sees it that moves by rate x pace."""
+    """Flat, fp32."""
     gradient = item.offset.grad
     if gradient is None:
-        return torch.zeros(item.offset.numel())
+        return torch.zeros(item.offset.numel(), device=item.offset.device)
     return gradient.detach().float().flatten()
