@@ -23,7 +23,7 @@ def asked(pipeline: RecordingPipeline) -> list[HealRequest]:
         found.append(request)
         return result(request.out)
 
-    vars(blockwright.pipeline)["heal"] = heal  # type: ignore[attr-defined]
+    vars(blockwright.pipeline)["heal"] = heal
     return found
 
 

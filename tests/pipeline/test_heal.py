@@ -14,10 +14,10 @@ import torch
 
 from blockwright import pipeline
 from blockwright.checkpoint import Checkpoint
-from blockwright.errors import BlockwrightError, OutputError, UserError
+from blockwright.errors import BlockwrightError, BudgetError, OutputError, UserError
 from blockwright.heal import loop
 from blockwright.pipeline import whole_healing
-from blockwright.types import Budget, HealRequest, HealResult, Preset
+from blockwright.types import Budget, FitRequest, HealRequest, HealResult, Preset, Recipe
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer
 from tests.pipeline.conftest import load_here
@@ -239,3 +239,31 @@ def test_a_state_of_other_inputs_is_not_continued(fitted: Fitted, tmp_path: Path
     assert again.steps == STEPS
     assert folder_bytes(again.out) == folder_bytes(whole.out)
     shutil.rmtree(again.out)
+
+
+@pytest.mark.slow
+def test_a_fit_heals_before_its_proof_and_its_recipe_repeats_it(
+    model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    model = with_tokenizer(model_folder("llama"), tmp_path)
+    asked = request(model, tmp_path, candidates=("int2-g32:rtn",), budget=Budget(bits=2.7))
+    asked = replace(asked, preset=Preset.FAST)
+    plain = pipeline.fit(replace(asked, out=tmp_path / "plain"))
+    result = pipeline.fit(replace(asked, heal_steps=STEPS))
+    assert (result.fitted.kl_divergence or 1) < (plain.fitted.kl_divergence or 0)
+    assert any(note.startswith(f"healed for {STEPS} steps") for note in result.notes)
+    recipe = Recipe.read(result.out / "blockwright.toml")
+    assert recipe.values["heal_steps"] == STEPS
+    again = pipeline.fit(
+        recipe.request(out=tmp_path / "again", library=tmp_path / "other", recipe=None)
+    )
+    first, second = (folder_bytes(folder) for folder in (result.out, again.out))
+    assert first["model.safetensors"] == second["model.safetensors"]
+
+
+def test_a_fit_takes_minutes_or_steps_of_healing() -> None:
+    options: dict[str, Any] = {"model": "m", "out": Path("o"), "budget": Budget(bits=3)}
+    with pytest.raises(BudgetError, match="give one of them"):
+        FitRequest(heal=3.0, heal_steps=3, **options)
+    with pytest.raises(BudgetError, match="positive number of minutes"):
+        FitRequest(heal=-1.0, **options)

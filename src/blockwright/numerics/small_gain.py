@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.optimize import minimize
@@ -69,7 +70,8 @@ def margin(mu_B: Tensor, L_BB: Tensor, w_B: Tensor) -> float:
     coupled_BB = w_B[:, None] * L_BB
     C_BB = torch.diag(2 * w_B * mu_B) - (coupled_BB + coupled_BB.T)
     root_B = w_B.rsqrt()
-    return 0.5 * torch.linalg.eigvalsh(root_B[:, None] * C_BB * root_B)[0].item()
+    least: Tensor = torch.linalg.eigvalsh(root_B[:, None] * C_BB * root_B)[0]
+    return 0.5 * least.item()
 
 
 def size(J_NN: Tensor, blocks: Sequence[slice], w_B: Tensor) -> float:
@@ -77,7 +79,8 @@ def size(J_NN: Tensor, blocks: Sequence[slice], w_B: Tensor) -> float:
     root_N = torch.ones(len(J_NN), dtype=J_NN.dtype)
     for block, weight in zip(blocks, w_B.tolist(), strict=True):
         root_N[block] = math.sqrt(weight)
-    return torch.linalg.matrix_norm(root_N[:, None] * J_NN / root_N, 2).item()
+    norm: Tensor = torch.linalg.matrix_norm(root_N[:, None] * J_NN / root_N, 2)
+    return norm.item()
 
 
 def certify(J_NN: Tensor, blocks: Sequence[slice]) -> Certificate:
@@ -85,7 +88,7 @@ def certify(J_NN: Tensor, blocks: Sequence[slice]) -> Certificate:
     J_NN = J_NN.double()
     mu_B, L_BB = bounds(J_NN, blocks)
 
-    def loss(logarithms: Sequence[float]) -> float:
+    def loss(logarithms: Any) -> float:
         w_B = torch.tensor([0.0, *logarithms], dtype=torch.float64).exp()
         return -margin(mu_B, L_BB, w_B)
 
