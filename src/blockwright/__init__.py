@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from blockwright.fitting import fit as fit
     from blockwright.fitting import fit_recipe as fit_recipe
     from blockwright.fitting import heal_model as heal_model
+    from blockwright.fitting import merge_adapter as merge_adapter
     from blockwright.fitting import price as price
     from blockwright.types import Budget as Budget
     from blockwright.types import FitResult as FitResult
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("fit", "fit_recipe", "heal_model", "price"), "blockwright.fitting"),
+    **dict.fromkeys(
+        ("fit", "fit_recipe", "heal_model", "merge_adapter", "price"), "blockwright.fitting"
+    ),
     **dict.fromkeys(
         (
             *("evaluate_model", "inspect_model", "generate_text", "kv_cache", "profile_model"),
@@ -66,6 +69,7 @@ __all__ = [
     "heal_model",
     "inspect_model",
     "kv_cache",
+    "merge_adapter",
     "price",
     "profile_model",
     "score_blocks",

@@ -14,6 +14,7 @@ from blockwright.types import (
     FitResult,
     HealRequest,
     HealResult,
+    MergeResult,
     Preset,
     Price,
     Recipe,
@@ -130,6 +131,7 @@ def heal_model(
     steps: int | None = None,
     rate: float | None = None,
     tables: bool = True,
+    save_adapter: str | Path | None = None,
     batch_tokens: int | None = None,
     sequence_length: int | None = None,
     eval_tokens: int | None = None,
@@ -159,6 +161,7 @@ def heal_model(
         steps=steps,
         rate=rate,
         tables=tables,
+        save_adapter=_path(save_adapter),
         batch_tokens=batch_tokens,
         sequence_length=sequence_length,
         eval_tokens=eval_tokens,
@@ -169,6 +172,31 @@ def heal_model(
         trust_remote_code=trust_remote_code,
     )
     return pipeline.heal(request, progress or SilentProgress())
+
+
+def merge_adapter(
+    model: str | Path,
+    *,
+    adapter: str | Path,
+    out: str | Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge an adapter of peft's files into a model that Blockwright wrote, or a dense one.
+
+    The arguments are as in ``blockwright merge --help``.  Raises a ``UserError`` for bad input.
+    """
+    from blockwright import pipeline
+
+    return pipeline.merge(
+        str(model),
+        Path(adapter),
+        Path(out),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        progress=progress or SilentProgress(),
+    )
 
 
 def read_budget(budget: Budget | float | str | None) -> Budget | None:

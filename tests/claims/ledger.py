@@ -161,7 +161,7 @@ def claim(
 
 
 def described(name: str) -> tuple[str, str]:
-    """Family and paper of a registered method, format or training recipe."""
+    """Family and paper of a registered method, format, adapter or training recipe."""
     described: type
     if name in registry.method_names():
         described = registry.method_class(name)
@@ -169,6 +169,8 @@ def described(name: str) -> tuple[str, str]:
         described = registry.format_class(name)
     elif name in registry.recipe_names():
         described = registry.recipe_class(name)
+    elif name in registry.adapter_names():
+        described = registry.adapter_class(name)
     else:
         raise ValueError(
             f"claim about {name!r}: no method, format or recipe; give its family and paper"

@@ -14,10 +14,10 @@ import torch
 
 from blockwright import pipeline
 from blockwright.checkpoint import Checkpoint
-from blockwright.errors import BlockwrightError, OutputError, UserError
+from blockwright.errors import BlockwrightError, BudgetError, OutputError, UserError
 from blockwright.heal import loop
 from blockwright.pipeline import whole_healing
-from blockwright.types import Budget, HealRequest, HealResult, Preset
+from blockwright.types import Budget, FitRequest, HealRequest, HealResult, Preset, Recipe
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer
 from tests.pipeline.conftest import load_here
@@ -76,12 +76,11 @@ def healed(folders: tuple[Path, Path], work: Path, **changes: Any) -> HealResult
 @pytest.mark.parametrize(
     ("kind", "candidate"),
     [
-        ("llama", "int2-g32:rtn"),
-        ("llama", "rank-p50+bf16:svd"),
-        ("llama", "sparse2of4:magnitude"),
-        ("gpt2", "int2-g32:rtn"),
+        pytest.param("llama", "rank-p50+bf16:svd", marks=pytest.mark.slow),
+        pytest.param("llama", "sparse2of4:magnitude", marks=pytest.mark.slow),
+        pytest.param("gpt2", "int2-g32:rtn", marks=pytest.mark.slow),
         ("qwen3_moe", "int2-g32:rtn"),
-        ("bert", "int2-g32:rtn"),
+        pytest.param("bert", "int2-g32:rtn", marks=pytest.mark.slow),
     ],
 )
 def test_a_healed_model_is_closer_to_the_original_on_held_out_text(
@@ -111,6 +110,7 @@ def test_healing_of_codes_changes_scales_norms_and_tables_alone(
     assert told["adapters"] == {"e2eqp": 21}
 
 
+@pytest.mark.slow
 def test_the_same_healing_gives_the_same_bytes(fitted: Fitted, tmp_path: Path) -> None:
     folders = fitted("llama", "int2-g32:rtn")
     first = healed(folders, tmp_path, out=tmp_path / "a")
@@ -119,7 +119,7 @@ def test_the_same_healing_gives_the_same_bytes(fitted: Fitted, tmp_path: Path) -
     assert not (tmp_path / "a.healing").exists()
 
 
-@pytest.mark.parametrize("killed_at", [2, 9])
+@pytest.mark.parametrize("killed_at", [9, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_healing_resumes_to_the_same_bytes(
     killed_at: int, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +143,7 @@ def test_a_killed_healing_resumes_to_the_same_bytes(
     assert len(seen) < 2 * STEPS
 
 
+@pytest.mark.slow
 def test_minutes_become_a_stored_step_count(
     fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_model_that_nothing_improves_is_written_as_it_was(fitted: Fitted, tmp_path: Path) -> None:
     folders = fitted("llama", "int2-g32:rtn")
     result = healed(folders, tmp_path, rate=1e-9)
@@ -175,8 +177,8 @@ def test_a_model_that_nothing_improves_is_written_as_it_was(fitted: Fitted, tmp_
     ("adapter", "candidate"),
     [
         ("lora@rank=4", "int3-g32:rtn"),
-        ("miss@rank=4", "rank-p50+bf16:svd"),
-        ("blocklora@rank=4", "int3-g32:rtn"),
+        pytest.param("miss@rank=4", "rank-p50+bf16:svd", marks=pytest.mark.slow),
+        pytest.param("blocklora@rank=4", "int3-g32:rtn", marks=pytest.mark.slow),
     ],
 )
 def test_an_adapter_becomes_a_side_path(
@@ -226,6 +228,7 @@ def test_bad_input_is_refused_in_one_line(
         healed(folders, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_state_of_other_inputs_is_not_continued(fitted: Fitted, tmp_path: Path) -> None:
     folders = fitted("llama", "int2-g32:rtn")
     whole = healed(folders, tmp_path, out=tmp_path / "whole")
@@ -236,3 +239,31 @@ def test_a_state_of_other_inputs_is_not_continued(fitted: Fitted, tmp_path: Path
     assert again.steps == STEPS
     assert folder_bytes(again.out) == folder_bytes(whole.out)
     shutil.rmtree(again.out)
+
+
+@pytest.mark.slow
+def test_a_fit_heals_before_its_proof_and_its_recipe_repeats_it(
+    model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    model = with_tokenizer(model_folder("llama"), tmp_path)
+    asked = request(model, tmp_path, candidates=("int2-g32:rtn",), budget=Budget(bits=2.7))
+    asked = replace(asked, preset=Preset.FAST)
+    plain = pipeline.fit(replace(asked, out=tmp_path / "plain"))
+    result = pipeline.fit(replace(asked, heal_steps=STEPS))
+    assert (result.fitted.kl_divergence or 1) < (plain.fitted.kl_divergence or 0)
+    assert any(note.startswith(f"healed for {STEPS} steps") for note in result.notes)
+    recipe = Recipe.read(result.out / "blockwright.toml")
+    assert recipe.values["heal_steps"] == STEPS
+    again = pipeline.fit(
+        recipe.request(out=tmp_path / "again", library=tmp_path / "other", recipe=None)
+    )
+    first, second = (folder_bytes(folder) for folder in (result.out, again.out))
+    assert first["model.safetensors"] == second["model.safetensors"]
+
+
+def test_a_fit_takes_minutes_or_steps_of_healing() -> None:
+    options: dict[str, Any] = {"model": "m", "out": Path("o"), "budget": Budget(bits=3)}
+    with pytest.raises(BudgetError, match="give one of them"):
+        FitRequest(heal=3.0, heal_steps=3, **options)
+    with pytest.raises(BudgetError, match="positive number of minutes"):
+        FitRequest(heal=-1.0, **options)

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from blockwright.numerics.codebooks import dynamic_codebook
 from blockwright.tuning import FreeTensor
-from blockwright.tuning.optimizers import Adam, DynamicMoment, HealOptimizer, Sgd, optimizer_named
+from blockwright.tuning.optimizers import (
+    OPTIMIZERS,
+    Adam,
+    DynamicMoment,
+    HealOptimizer,
+    Sgd,
+    optimizer_named,
+)
+from blockwright.tuning.optimizers.descent import RESELECT, BlockDescent
+from blockwright.tuning.optimizers.fisher import BETA, DAMPING, Mfac
 from blockwright.tuning.optimizers.moments import BLOCK
 
 
@@ -103,7 +112,7 @@ def test_small_tensors_keep_fp32_states() -> None:
     assert eight == plain
 
 
-@pytest.mark.parametrize("name", ["adam", "adam8bit", "sgd", "sgd8bit"])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_states_that_are_loaded_go_on_as_if_nothing_had_happened(name: str) -> None:
     whole = FreeTensor(leaf())
     wanted = run(optimizer_named(name, {"w": whole}), whole, steps=6)
@@ -114,3 +123,42 @@ def test_states_that_are_loaded_go_on_as_if_nothing_had_happened(name: str) -> N
     after = optimizer_named(name, {"w": second})
     after.load({key: tensor.clone() for key, tensor in before.tensors().items()})
     assert torch.equal(run(after, second, first=3, steps=3), wanted)
+
+
+def test_a_natural_step_is_that_of_the_formed_matrix() -> None:
+    item = FreeTensor(leaf(50))
+    seen = torch.stack([gradient(step, 50) for step in range(3)])
+    optimizer, momentum = Mfac({"w": item}, gradients=8), torch.zeros(50)
+    for step in range(3):
+        before = item.stored()
+        item.offset.grad = gradient(step, 50)
+        optimizer.step(0.01)
+        G = seen[: step + 1].double()
+        ridge = DAMPING * G.square().mean()
+        F = ridge * torch.eye(50) + G.T @ G / len(G)
+        momentum = BETA * momentum + (1 - BETA) * torch.linalg.solve(F, G[-1]).float()
+        expected = before - 0.01 * momentum / momentum.square().mean().sqrt()
+        torch.testing.assert_close(item.stored(), expected, rtol=1e-4, atol=1e-5)
+
+
+def stiff(count: int) -> tuple[dict[str, FreeTensor], dict[str, float]]:
+    """Blocks of quadratics 1/2 L |w|^2."""
+    items = {f"b{index}": FreeTensor(leaf(16, index)) for index in range(count)}
+    return items, {name: 10.0**index for index, name in enumerate(items)}
+
+
+def test_block_descent_moves_some_blocks_and_learns_their_curvature() -> None:
+    items, curvature = stiff(4)
+    optimizer = BlockDescent(items, {name: name for name in items})
+    for step in range(4 * RESELECT):
+        before = {name: item.stored() for name, item in items.items()}
+        for name, item in items.items():
+            item.offset.grad = curvature[name] * item.offset.detach()
+        optimizer.step(0.001)
+        moved = [name for name, item in items.items() if not torch.equal(item.offset, before[name])]
+        assert moved == [f"b{3 - step // RESELECT}"]
+    known = optimizer.tensors()["curvature"]
+    torch.testing.assert_close(known, torch.tensor(list(curvature.values())), rtol=1e-3, atol=1e-3)
+    for name, item in items.items():
+        item.offset.grad = torch.ones(16) * (2.0 if name == "b3" else 1.0)
+    assert optimizer.chosen() == [0]

@@ -80,6 +80,7 @@ def test_every_field_of_the_request_is_in_recipes_or_named_as_left_out() -> None
         calibration_tokens=512,
         sequence_length=64,
         eval_tokens=128,
+        heal_steps=7,
     )
     written = set(tomllib.loads(Recipe.of(full).to_toml())) - {"version"}
     assert written == {item.name for item in fields(FitRequest)} - NOT_IN_RECIPES

@@ -25,6 +25,7 @@ from blockwright.cli import (
     heal,
     inspect,
     library,
+    merge,
     methods,
     plan,
     profile,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("fit")(fit.fit)
 app.command("plan")(plan.plan)
 app.command("heal")(heal.heal)
+app.command("merge")(merge.merge)
 app.command("profile")(profile.profile)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)

@@ -43,7 +43,11 @@ def heal(
         ),
     ] = "auto",
     optimizer: Annotated[
-        str, typer.Option(help="adam, or sgd; adam8bit and sgd8bit keep states in 8 bits.")
+        str,
+        typer.Option(
+            help="adam or sgd; adam8bit and sgd8bit keep states in 8 bits; mfac takes natural "
+            "gradients; bcd moves a few blocks at a time."
+        ),
     ] = "adam",
     minutes: Annotated[
         float | None,
@@ -59,6 +63,10 @@ def heal(
     tables: Annotated[
         bool, typer.Option(help="With auto: train embeddings and heads that are kept.")
     ] = True,
+    save_adapter: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the adapter in peft's files, beside the merged model."),
+    ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=2, help="Tokens of a step (default: 2048).")
     ] = None,
@@ -88,6 +96,7 @@ def heal(
         steps=steps,
         rate=rate,
         tables=tables,
+        save_adapter=save_adapter,
         batch_tokens=batch_tokens,
         sequence_length=sequence_length,
         eval_tokens=eval_tokens,

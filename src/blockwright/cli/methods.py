@@ -12,7 +12,7 @@ Entry = dict[str, str]
 
 
 def methods(*, as_json: options.AsJson = False) -> None:
-    """List formats, methods and training recipes with papers, and whether claims hold here."""
+    """List formats, methods, adapters and training recipes with papers, and whether claims hold."""
     with stdout_kept_clean():
         entries = registered()
     if as_json:
@@ -24,7 +24,7 @@ def methods(*, as_json: options.AsJson = False) -> None:
 
 
 def registered() -> list[Entry]:
-    """One entry per file of ``formats``, ``methods`` and ``training/recipes``."""
+    """One entry per file of ``formats``, ``methods``, ``heal/adapters`` and ``training/recipes``."""
     from blockwright import registry
 
     ledger = read_ledger()
@@ -36,11 +36,15 @@ def registered() -> list[Entry]:
         _entry(name, "method", registry.method_class(name), ledger)
         for name in registry.method_names()
     ]
+    adapters = [
+        _entry(name, "adapter", registry.adapter_class(name), ledger)
+        for name in registry.adapter_names()
+    ]
     recipes = [
         _entry(name, "recipe", registry.recipe_class(name), ledger)
         for name in registry.recipe_names()
     ]
-    return formats + methods + recipes
+    return formats + methods + adapters + recipes
 
 
 def _entry(name: str, kind: str, described: type, ledger: dict[str, Claim]) -> Entry:

@@ -98,7 +98,7 @@ def _begin(training: Training) -> State:
             " damaged: fit it again"
         )
     progress = Progress(start_loss=start, best_loss=start, losses=((0, start),))
-    state = State(progress=progress, moved=_moved(training), optimizer=training.optimizer.tensors())
+    state = State(progress=progress, moved=_moved(training), optimizer=_optimizer(training))
     state.write(training.folder)
     return state
 
@@ -172,19 +172,18 @@ def _saved(training: Training, state: State, step: int, rolled: int, *, judged: 
         if loss < progress.best_loss:
             progress = replace(progress, best_loss=loss, best_step=step)
             best = _moved(training)
-    moved, optimizer = _moved(training), training.optimizer.tensors()
-    saved = State(
-        progress=progress,
-        moved=moved,
-        optimizer={name: tensor.clone() for name, tensor in optimizer.items()},
-        best=best,
-    )
+    moved, optimizer = _moved(training), _optimizer(training)
+    saved = State(progress=progress, moved=moved, optimizer=optimizer, best=best)
     saved.write(training.folder)
     return saved
 
 
 def _moved(training: Training) -> dict[str, Tensor]:
     return {name: i.offset.detach().clone() for name, i in training.student.trained.items()}
+
+
+def _optimizer(training: Training) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in training.optimizer.tensors().items()}
 
 
 def _rollback_note(step: int, back: int, rolled: int) -> str:

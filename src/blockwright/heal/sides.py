@@ -76,7 +76,7 @@ class SideAttachment(Attachment):
     def __init__(self, host: Host, extra: Extra, paces: dict[str, float]) -> None:
         """``paces``: of the parameters of ``extra`` that are trained."""
         super().__init__(host)
-        self.extra = extra
+        self.extra = extra.to(host.weight().device)
         self.beside = BesideLinear(host.module, extra)
         parameters = dict(extra.named_parameters())
         self.trained |= {n: FreeTensor(parameters[n], pace=pace) for n, pace in paces.items()}

@@ -99,6 +99,14 @@ class Student:
         trainable = sum(item.offset.numel() for item in self.trained.values())
         return Counts(trainable, self.frozen_before)
 
+    def blocks_of_trained(self, path: str) -> dict[str, str]:
+        """Name of what is trained -> the model's block it is in, empty outside of them."""
+        found = {}
+        for name in self.trained:
+            inside, below, rest = name.removeprefix(ADAPTER_PREFIX).partition(f"{path}.")
+            found[name] = rest.partition(".")[0] if below and not inside else ""
+        return found
+
     def place(self) -> None:
         """Put the current values in their places, with gradients to what is trained."""
         for name, places in self._places.items():

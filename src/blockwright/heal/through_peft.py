@@ -130,14 +130,20 @@ class PeftAdapter(Adapter):
         return super().refusal(host) or side_refusal(host, self.rank_at(host))
 
     def attach(self, model: nn.Module, hosts: Sequence[Host], setting: Setting) -> list[Attachment]:
-        peft = peft_library(type(self).__module__.rpartition(".")[2])
-        for host in hosts:
-            if host.packed is not None:
-                model.set_submodule(host.path, PackedBase(host.packed))
+        config = self.config(hosts, setting)
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)
-            peft.inject_adapter_in_model(self.config(hosts, setting), model, NAME)
+            inject(model, hosts, config)
         return [PeftAttachment(host, model.get_submodule(host.path), self) for host in hosts]
+
+
+def inject(model: nn.Module, hosts: Sequence[Host], config: Any) -> None:
+    """Put peft's layers around what ``config`` targets; packed hosts are targets, too."""
+    peft = peft_library(str(config.peft_type.value).lower())
+    for host in hosts:
+        if host.packed is not None:
+            model.set_submodule(host.path, PackedBase(host.packed))
+    peft.inject_adapter_in_model(config, model, NAME)
 
 
 def peft_library(adapter: str) -> Any:

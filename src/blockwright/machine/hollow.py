@@ -83,6 +83,14 @@ class StandIn(nn.Module):
         self.lookups.count(len(index))
         return self._answer(torch.Size((len(index), self.in_features)), index)
 
+    def multiply(self, x: Tensor) -> Tensor:
+        """As a model asks a packed weight for a product."""
+        return self.product(x)
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """As a model asks a packed table for rows."""
+        return self.rows(index)
+
     def _answer(self, shape: torch.Size, asked: Tensor) -> Tensor:
         """Random values, the same for the same shape: routers send tokens to many experts."""
         key = (shape, str(asked.device))

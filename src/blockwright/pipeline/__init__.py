@@ -18,6 +18,7 @@ from blockwright.pipeline.heal_fit import heal_folder
 from blockwright.pipeline.heal_model import heal
 from blockwright.pipeline.healing import heal_plan
 from blockwright.pipeline.lossless import fit_lossless
+from blockwright.pipeline.merging import merge
 from blockwright.pipeline.opening import open_run
 from blockwright.pipeline.posing import pose_problem
 from blockwright.pipeline.pricing import price
@@ -31,7 +32,7 @@ from blockwright.pipeline.weighing import check_limits, weigh
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
-__all__ = ["fit", "heal", "price"]
+__all__ = ["fit", "heal", "merge", "price"]
 
 
 def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:

@@ -35,6 +35,8 @@ def heal_folder(run: Run, plan: Plan, folder: Path) -> tuple[Run, tuple[str, ...
         os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    for hidden in job.work.glob("*.bin"):
+        hidden.unlink()
     progress = outcome.healed.progress
     note = (
         f"healed for {outcome.steps} steps: loss on the selection text"

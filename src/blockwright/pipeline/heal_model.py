@@ -18,6 +18,7 @@ from blockwright.checkpoint import (
     write_json_atomic,
 )
 from blockwright.evaluate import FinalHidden, measure, run_to_file
+from blockwright.heal.peft_files import save_adapter
 from blockwright.library import Library
 from blockwright.pipeline.card import CARD_FILE
 from blockwright.pipeline.heal_texts import open_heal_texts
@@ -56,6 +57,9 @@ def heal(request: HealRequest, progress: Progress | None = None) -> HealResult:
         before, after, original = measure_all(job, folder)
         result = result_of(job, outcome, (before, after, original), size, began)
         describe(job, result, folder)
+        if request.save_adapter is not None:
+            student = outcome.student
+            save_adapter(student.model, student.attachments, request.save_adapter)
     shutil.rmtree(job.work)
     return result
 

@@ -93,6 +93,8 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
         + _changes_seconds(run, costs),
         "reload and time": fresh_seconds(size, 1, costs.fresh),
     }
+    if run.request.heal is not None:
+        parts["heal as a whole"] = 60 * run.request.heal
     if run.request.speed:
         prefill = 3 * SPEED_PREFILL_TOKENS * blocks * costs.forward
         parts["reload and time"] += fresh_seconds(size, 2, costs.fresh) + 2 * prefill

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ HEALING_VERSION = 1
 RATE = 0.003
 CHECKS = 8
 RUN_FILE = "run.json"
+PLACES = ("model", "against", "out", "data", "eval_text", "eval_tokens", "save_adapter")
+"""Of a request: what is read from there is hashed itself."""
 HEAL_FILE = "blockwright-heal.json"
 """What healing did, in the healed folder."""
 
@@ -86,11 +88,7 @@ class HealJob:
         request = self.request
         tensors = [(name, self.checkpoint.digest(name)) for name in sorted(self.checkpoint.names)]
         config = (self.fitted / "config.json").read_text(encoding="utf-8")
-        asked = {
-            key: value
-            for key, value in asdict(request).items()
-            if key not in ("model", "against", "out", "data", "eval_text", "eval_tokens")
-        }
+        asked = {key: value for key, value in asdict(request).items() if key not in PLACES}
         texts = [self.texts.calibration.digest, self.texts.selection.digest]
         surroundings = [torch.__version__, torch.get_num_threads(), HEALING_VERSION]
         return digest_of([tensors, config, self.original.fingerprint, asked, texts, surroundings])
@@ -163,7 +161,8 @@ def train_job(job: HealJob) -> Outcome:
         )
         keep_memory_low(student, job.skeleton, job.batch_tokens)
         stage.advance()
-    optimizer = optimizer_named(request.optimizer, student.trained)
+    blocks = student.blocks_of_trained(job.skeleton.block_path)
+    optimizer = optimizer_named(request.optimizer, student.trained, blocks)
     selection = taught(job, "selection", job.texts.selection)
     steps = held["steps"] if held else request.steps
     if steps is None:
@@ -271,36 +270,59 @@ def steps_of_minutes(job: HealJob, student: Student, selection: TaughtText) -> i
     return pace.steps_within(60 * minutes)
 
 
-def healed_tensors(
-    outcome: Outcome,
-) -> tuple[dict[str, Tensor], set[str], dict[str, Mapping[str, Any]]]:
-    """Tensors that are replaced, names that go, and specs that are others, of the best state."""
-    student, best = outcome.student, outcome.healed.best
-    replaced: dict[str, Tensor] = {}
-    removed: set[str] = set()
-    specs: dict[str, Mapping[str, Any]] = {}
-    if not best:
-        return replaced, removed, specs
+@dataclass(frozen=True)
+class Changes:
+    """What a folder holds otherwise than before."""
+
+    replaced: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors by name, new ones among them."""
+    removed: set[str] = field(default_factory=set)
+    specs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Site id -> format spec."""
+
+
+def put_best(outcome: Outcome) -> bool:
+    """Bring the best state back; False where the start was best."""
+    best = outcome.healed.best
     with torch.no_grad():
-        for name, item in student.trained.items():
+        for name, item in outcome.student.trained.items() if best else ():
             item.offset.copy_(best[name])
-            if not name.startswith(ADAPTER_PREFIX):
-                replaced[name] = item.stored()
+    return bool(best)
+
+
+def changes_of(student: Student) -> Changes:
+    """What the state of a student changes in its folder."""
+    found = Changes()
+    for name, item in student.trained.items():
+        if not name.startswith(ADAPTER_PREFIX):
+            found.replaced[name] = item.stored()
     for attachment in student.attachments:
         path = attachment.host.path
-        found = attachment.replacement(student.dtypes.get(f"{path}.weight", torch.float32))
-        replaced |= {f"{path}.{name}": tensor for name, tensor in found.tensors.items()}
-        if found.spec is not None:
-            specs[attachment.host.site.id] = found.spec
-            kept = {f"{path}.{name}" for name in (*found.tensors, "bias")}
-            removed |= {n for n in student.dtypes if n.startswith(f"{path}.")} - kept
-    return replaced, removed, specs
+        made = attachment.replacement(student.dtypes.get(f"{path}.weight", torch.float32))
+        found.replaced.update({f"{path}.{name}": t for name, t in made.tensors.items()})
+        if made.spec is not None:
+            found.specs[attachment.host.site.id] = made.spec
+            kept = {f"{path}.{name}" for name in (*made.tensors, "bias")}
+            found.removed.update({n for n in student.dtypes if n.startswith(f"{path}.")} - kept)
+    return found
 
 
 def write_healed(job: HealJob, outcome: Outcome, target: Path, left: tuple[str, ...]) -> int:
     """Fill the empty folder ``target``; returns the bytes of its safetensors files."""
-    replaced, removed, specs = healed_tensors(outcome)
+    changes = changes_of(outcome.student) if put_best(outcome) else Changes()
     with job.progress.stage("write the folder", expected_seconds=1.0):
-        return rewrite_folder(
-            job.checkpoint, target, replaced, removed=removed, specs=specs, left=left
-        )
+        return write_changes(job.checkpoint, changes, target, left)
+
+
+def write_changes(
+    checkpoint: Checkpoint, changes: Changes, target: Path, left: tuple[str, ...]
+) -> int:
+    """A folder with some changes, into an empty one."""
+    return rewrite_folder(
+        checkpoint,
+        target,
+        changes.replaced,
+        removed=changes.removed,
+        specs=changes.specs,
+        left=left,
+    )

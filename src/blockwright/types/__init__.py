@@ -35,7 +35,7 @@ from blockwright.types.format import (
     ZeroPointFormat,
 )
 from blockwright.types.group import Group, group_site
-from blockwright.types.heal import DEFAULT_MINUTES, HealRequest, HealResult
+from blockwright.types.heal import DEFAULT_MINUTES, HealRequest, HealResult, MergeResult
 from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
@@ -119,6 +119,7 @@ __all__ = [
     "MaskedFormat",
     "MaskedSolution",
     "Memory",
+    "MergeResult",
     "Method",
     "MixedRowsFormat",
     "MixedRowsSolution",

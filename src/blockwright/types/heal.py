@@ -31,6 +31,8 @@ class HealRequest:
     """First learning rate: a step's change of an element, relative to its size."""
     tables: bool = True
     """Whether embeddings and heads that are kept are trained."""
+    save_adapter: Path | None = None
+    """Where the adapter is written, too, in peft's files."""
     batch_tokens: int | None = None
     sequence_length: int | None = None
     eval_tokens: int | None = None
@@ -39,6 +41,22 @@ class HealRequest:
     threads: int | None = None
     device: str = "cpu"
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """A model with an adapter merged into it."""
+
+    out: Path
+    hosts: int
+    beside: int
+    """Of them, those that keep it as a path beside their weight."""
+    size_bytes_before: int
+    size_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The flat object that ``merge --json`` prints."""
+        return asdict(self) | {"out": str(self.out)}
 
 
 @dataclass(frozen=True, kw_only=True)

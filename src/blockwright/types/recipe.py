@@ -12,7 +12,8 @@
     [made_with]                   # versions; a difference is said, and no error
 
 The keys are the fields of ``FitRequest``.  Not in a recipe: where results go (``out``,
-``library``), and leave to run a model folder's code, which only the user at hand can give.
+``library``), minutes (of healing), which are written as the steps they became, and leave to run a
+model folder's code, which only the user at hand can give.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from blockwright.types.candidate import Candidate
 from blockwright.types.fit import FitRequest
 
 RECIPE_VERSION = 1
-NOT_IN_RECIPES = {"out", "library", "recipe", "trust_remote_code"}
+NOT_IN_RECIPES = {"out", "library", "recipe", "trust_remote_code", "heal"}
 TOP_LEVEL = ("version", "digests", "made_with")
 """Keys beside the request's."""
 DIGESTS = ("model", "calibration", "selection", "heldout")
