@@ -50,7 +50,7 @@ def test_without_a_policy_all_that_is_promised_is_measured(
         "HEADLINE": ("mean@query_block=16,key_block=16",),
     }
     small |= {"OTHERS": ("moba@block=16", "window@window=64"), "DENSITIES": (0.9,)}
-    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",)}
+    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",), "OTHER_TOKENS": 256}
     for name, value in small.items():
         monkeypatch.setattr(figures, name, value)
     done: list[None] = []
