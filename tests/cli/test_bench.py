@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from blockwright.attention import benchmark, figures
 from blockwright.cli import run
+from tests.report.page_reader import read_page
 
 CALL = ["bench", "attention", "--tokens", "512", "--repeats", "1"]
 
@@ -21,6 +25,43 @@ def test_figures_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["ratio"] == pytest.approx(figures["seconds"] / figures["dense_seconds"])
     own = 3 * 4 * 512 * 64 * 2
     assert min(figures["peak_bytes"], figures["dense_peak_bytes"]) >= own
+
+
+def test_a_page_draws_a_block_of_the_shipped_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, policy = tmp_path / "tiles.html", "mean@query_block=16,key_block=16,keep=3"
+    drawn = ["bench", "attention", "--tokens", "128", "--policy", policy, "--page", str(page)]
+    assert run([*drawn, "--block", "1"]) == 0
+    assert str(page) in capsys.readouterr().out
+    found = read_page(page.read_text(encoding="utf-8"))
+    assert len(found.all("figure")) == 4
+    assert "block 1 · 4 heads · 128 tokens" in found.text
+    assert run([*drawn, "--block", "99"]) == 2
+    assert "has no block 99" in capsys.readouterr().err
+
+
+def test_without_a_policy_all_that_is_promised_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark, "_peak_bytes", lambda policy, setting: None)
+    small: dict[str, Any] = {
+        "AT_DENSITY": ((256, 0.9),),
+        "HEADLINE": ("mean@query_block=16,key_block=16",),
+    }
+    small |= {"OTHERS": ("moba@block=16", "window@window=64"), "DENSITIES": (0.9,)}
+    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",), "OTHER_TOKENS": 256}
+    for name, value in small.items():
+        monkeypatch.setattr(figures, name, value)
+    done: list[None] = []
+    setting = benchmark.Setting(tokens=256, repeats=1, threads=1)
+    found = figures.all_figures(setting, lengths=(512, 1024), advance=lambda: done.append(None))
+    assert len(done) == figures.parts()
+    json.dumps(found)
+    assert found["at_density"][0]["density"] <= 0.9
+    assert [row["policy"] for row in found["densest_that_wins"]] == list(small["OTHERS"])
+    assert found["at_eight_tiles"]["mixed"]["oracle"]["mass_recall"] > 0.5
+    assert set(found["growth"]) == {"dense", "llsa", "lightning", "gla", "block_linear"}
 
 
 @pytest.mark.parametrize(

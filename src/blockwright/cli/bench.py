@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from blockwright.cli import options
-from blockwright.cli.output import print_figures, print_json, stdout_kept_clean
+from blockwright.cli.demo import bundled_model
+from blockwright.cli.output import print_figures, print_json, print_line, stdout_kept_clean
+from blockwright.errors import AttentionError, OutputError
+from blockwright.progress import stderr_progress
 
 app = typer.Typer(help="Measure single parts on this machine.", no_args_is_help=True)
 
@@ -22,14 +26,31 @@ def root() -> None:
 def attention(
     *,
     policy: Annotated[
-        str, typer.Option(help="An attention policy, e.g. xattention or moba@block=64,keep=8.")
-    ],
-    tokens: Annotated[int, typer.Option(min=1, help="Queries and keys.")],
+        str | None,
+        typer.Option(
+            help="An attention policy, e.g. xattention or moba@block=64,keep=8 (default: all that "
+            "is promised of policies and mixers, which takes many minutes; give --json)."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Queries and keys, with --policy.")
+    ] = None,
     density: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Move the policy's budget to this share of tiles."),
     ] = None,
     data: Annotated[str, typer.Option(help="What is planted in queries and keys.")] = "mixed",
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write in place of measuring: the tiles that each head of a block "
+            "of --model visits on shipped text."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model for --page (default: the one that ships).")
+    ] = None,
+    block: Annotated[int, typer.Option(min=0, help="Block for --page.")] = 0,
     heads: Annotated[int, typer.Option(min=1, help="Query heads, 64 wide.")] = 4,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Key/value heads.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 5,
@@ -38,12 +59,18 @@ def attention(
     as_json: options.AsJson = False,
 ) -> None:
     """Density, recall, error and time of a policy beside fused dense attention, in bfloat16."""
+    if policy is not None and tokens is None:
+        raise AttentionError("bench attention: --policy needs --tokens, e.g. --tokens 8192")
+    if page is not None:
+        if policy is None or tokens is None:
+            raise AttentionError("bench attention: --page needs --policy and --tokens")
+        draw_tiles(page, policy, model or str(bundled_model()), block=block, tokens=tokens)
+        return
     with stdout_kept_clean():
-        from blockwright.attention.benchmark import Setting, bench
-        from blockwright.registry import policy_named
+        from blockwright.attention.benchmark import Setting
 
         setting = Setting(
-            tokens=tokens,
+            tokens=tokens or 8192,
             data=data,
             heads=heads,
             kv_heads=heads if kv_heads is None else kv_heads,
@@ -51,11 +78,48 @@ def attention(
             threads=threads,
             repeats=repeats,
         )
-        figures = asdict(bench(policy_named(policy), setting, target=density))
-    if as_json:
+        figures = measure_all(setting) if policy is None else measure(policy, setting, density)
+    if as_json or policy is None:
         print_json(figures)
     else:
         chosen = figures.pop("options")
         figures |= figures.pop("setting")
         figures["options"] = ", ".join(f"{name}={value}" for name, value in chosen.items())
         print_figures(figures)
+
+
+def measure(policy: str, setting: Any, density: float | None) -> dict[str, Any]:
+    """One policy."""
+    from blockwright.attention.benchmark import bench
+    from blockwright.registry import policy_named
+
+    return asdict(bench(policy_named(policy), setting, target=density))
+
+
+def measure_all(setting: Any) -> dict[str, Any]:
+    """Everything that is promised: planted data, growth with the length, and the shipped model."""
+    from blockwright.api import set_threads
+    from blockwright.attention.figures import all_figures, parts
+    from blockwright.pipeline.visiting import attention_quality
+
+    progress = stderr_progress()
+    set_threads(setting.threads)
+    with progress.stage("bench attention", parts(), "parts") as stage:
+        figures = all_figures(setting, advance=stage.advance)
+    figures["shipped_model"] = attention_quality(str(bundled_model()), progress=progress)
+    return figures
+
+
+def draw_tiles(page: Path, policy: str, model: str, *, block: int, tokens: int) -> None:
+    """Write the page and say where it is."""
+    from blockwright.report.tile_page import render_tiles
+
+    with stdout_kept_clean():
+        from blockwright.pipeline.visiting import visited_tiles
+
+        found = visited_tiles(model, policy, block=block, tokens=tokens, progress=stderr_progress())
+    try:
+        page.write_text(render_tiles(found), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"page {page} cannot be written: {error.strerror or error}") from None
+    print_line(f"tiles: {page}")

@@ -34,10 +34,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render(report: Report) -> str:
     """The page of a report: every text in it is escaped, and only its own script may run."""
-    environment = _environment()
-    style = environment.get_template("page.css").render()
+    templates = environment()
+    style = templates.get_template("page.css").render()
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         report=report,
         verdict=report.verdict,
         absent=defaultdict(str, report.absent),
@@ -45,9 +45,9 @@ def render(report: Report) -> str:
         map=map_view(report),
         split_path=lambda name: name.rpartition("."),
         style=style,
-        style_digest=_digest(style),
+        style_digest=digest(style),
         script=script,
-        script_digest=_digest(script),
+        script_digest=digest(script),
         **_figures(report),
         **_drawings(report),
     )
@@ -83,24 +83,25 @@ def _drawings(report: Report) -> dict[str, Any]:
     return {"drawings": drawings, "frontier_key": frontier_key(report)}
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     """What the page's security policy names its style and its script by."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates, with what they write figures by."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(_filters())
-    return environment
+    made.filters.update(_filters())
+    return made
 
 
 def _filters() -> Mapping[str, Any]:
