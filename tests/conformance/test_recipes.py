@@ -28,7 +28,7 @@ from tests.training.cases import STEPS, settings, tokens, trained
 
 CASES = (
     *("bdwp", "bdwp@format=sparse1of4,refresh=4,decay=0.001", "srste@format=panel16x4-50"),
-    *("pgf", "pgf@decay=exponential,format=sparse70", "pgf@decay=structure", "issp"),
+    *("pgf", "pgf@decay=linear,format=sparse70", "pgf@decay=structure", "issp"),
     *("issp@format=sparse2of4,soft=0", "sparseift@every=2,format=sparse70", "masksparsity"),
     *("masksparsity@only=false,format=narrow-p50", "srste"),
 )

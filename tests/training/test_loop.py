@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from blockwright.errors import TrainingError
-from blockwright.training import TokenStream, mean_loss, token_losses, train
+from blockwright.training import (
+    Moment,
+    Place,
+    TokenStream,
+    TrainedMatrix,
+    TrainingRecipe,
+    mean_loss,
+    token_losses,
+    train,
+)
 from tests.models import random_model
 from tests.training.cases import settings, tokens, trained
 
@@ -51,6 +64,45 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     other = TokenStream(tokens().documents, 9)
     with pytest.raises(TrainingError, match="another recipe, text"):
         train(random_model("llama"), other, settings(steps=2), checkpoint=checkpoint)
+
+
+class Spy(TrainedMatrix):
+    """Notes what it is told."""
+
+    heard: ClassVar[list[str]] = []
+
+    def before_step(self, moment: Moment) -> None:
+        self.heard.append(f"before {moment.step}")
+
+    def after_backward(self, moment: Moment) -> None:
+        assert self.weight.grad is not None
+        self.heard.append("backward")
+
+    def after_step(self, moment: Moment, remembered: Mapping[str, Tensor]) -> None:
+        assert {tensor.shape for tensor in remembered.values()} == {self.weight.shape}
+        self.heard.append(" ".join(sorted(remembered)))
+
+    def finish(self) -> None:
+        self.weight.zero_()
+        self.heard.append("finish")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spying(TrainingRecipe):
+    paper: ClassVar[str] = "none"
+    format: str = "sparse50"
+
+    def matrix(self, linear: nn.Linear, place: Place) -> TrainedMatrix:
+        return Spy(linear, place)
+
+
+def test_matrices_are_told_at_every_place_of_a_step() -> None:
+    model = random_model("llama")
+    train(model, tokens(), settings(steps=2), recipe=Spying(), only="*layers.1.mlp.up_proj")
+    step = ["backward", "exp_avg exp_avg_sq"]
+    assert Spy.heard == ["before 0", *step, "before 1", *step, "finish"]
+    zeroed = [name for name, parameter in model.named_parameters() if not parameter.any()]
+    assert zeroed == ["model.layers.1.mlp.up_proj.weight"]
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:

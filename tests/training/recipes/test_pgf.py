@@ -31,7 +31,7 @@ def test_it_begins_dense_and_ends_masked(decay: str) -> None:
 
 
 def test_between_it_is_the_mask_plus_beta_and_so_is_its_gradient() -> None:
-    matrix = pgf()
+    matrix = pgf(decay="linear")
     matrix.before_step(at(45))
     assert matrix.beta == pytest.approx(0.5)
     gate = matrix.mask_OI + 0.5 * ~matrix.mask_OI

@@ -19,7 +19,8 @@ Differs from the paper:
     3. A proximal step in place of a subgradient, so that factors reach exactly zero; s is 1.5 over
        the steps that pull, whatever the learning rate.
     4. Rows that make channels of K are set to zero as well at the end.
-    5. ``only=false`` pulls on all channels and cuts the smallest: what the paper compares with.
+    5. ``only=false`` pulls on all channels, each by less, so that the sum is the same, and cuts the
+       smallest: what the paper compares with.
 Raises:  TrainingError for a format that narrows nothing or options out of range.
 Checked: kept channels feel no pull, folding is exact, the cut changes outputs within its bound;
          the held-out loss against pulling on all and against cutting first;
@@ -81,6 +82,10 @@ class MaskSparsity(TrainingRecipe):
                 " plain values, e.g. narrow-p75; other values are what fit chooses later"
             )
         return format
+
+    def strength(self, removed_share: float) -> float:
+        """How far a factor is pulled in all; on all channels together as far as on K alone."""
+        return OVERSHOOT * (1.0 if self.only else removed_share)
 
     def matrix(self, linear: nn.Linear, place: Place) -> TrainedMatrix:
         return GatedMatrix(linear, place, self)
@@ -145,7 +150,9 @@ class GatedMatrix(TrainedMatrix):
         if moment.is_past(self.recipe.pull):
             self.gate_I.masked_fill_(self.removed_I, 0.0)
             return
-        pull = OVERSHOOT / moment.first(self.recipe.pull)
+        pull = self.recipe.strength(self.removed / self.in_features) / moment.first(
+            self.recipe.pull
+        )
         pulled_I = self.gate_I.sign() * (self.gate_I.abs() - pull).clamp(min=0)
         everywhere = self.removed_I if self.recipe.only else torch.ones_like(self.removed_I)
         self.gate_I.copy_(torch.where(everywhere, pulled_I, self.gate_I))

@@ -45,10 +45,10 @@ STEEPNESS = 6.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pgf(TrainingRecipe):
-    """``pgf@format=sparse1of8,decay=exponential``"""
+    """``pgf@format=sparse1of8,decay=structure``"""
 
     format: str = "sparse1of8"
-    decay: str = "linear"
+    decay: str = "exponential"
     """``linear`` and ``exponential`` fade weights (MdGf), ``structure`` the pattern (SdGf)."""
     dense: float = 0.1
     """Share of the steps before the decay."""
