@@ -1,5 +1,5 @@
 """``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] [kvcache]
---out DIR``: JSON, with the machine's description.
+[structure] --out DIR``: JSON, with the machine's description.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibration, decode, kvcache, memory, price, quality, speedup
+from benchmarks import (
+    calibration,
+    decode,
+    kvcache,
+    memory,
+    price,
+    quality,
+    speedup,
+    structure,
+)
 from blockwright.machine import describe_machine
 from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 """What ``make bench`` runs."""
-MORE = ("calibration", "kvcache")
+MORE = ("calibration", "kvcache", "structure")
 """What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
@@ -33,6 +42,9 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         preset = Preset(arguments.preset)
         options = (arguments.out, arguments.model, arguments.seeds, preset)
         return quality.run(*options, heal=arguments.heal)
+    if which == "structure":
+        options = (arguments.out, arguments.model, arguments.seeds, Preset(arguments.preset))
+        return structure.run(*options)
     if which == "kvcache":
         return kvcache.run(arguments.model, arguments.tokens, arguments.rounds)
     return price.run(arguments.out) if which == "price" else calibration.run(arguments.out)

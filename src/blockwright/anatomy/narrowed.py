@@ -1,4 +1,4 @@
-"""An FFN with fewer channels: what stays of its parameters, and smaller modules."""
+"""A part with fewer channels: what stays of its parameters, and smaller modules."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def slices_of(members: Iterable[Site], channels: Channels, kept: Sequence[int]) 
     found = {}
     for site in members:
         if site.id == channels.writer:
-            found[site.parameter] = Slice(0 if site.transposed else 1, list(kept))
+            found[site.parameter] = Slice(0 if site.transposed else 1, channels.inputs(kept))
             continue
-        rows = channels.rows(site.id, list(kept))
+        rows = channels.rows(site.id, kept)
         found[site.parameter] = Slice(1 if site.transposed else 0, rows)
         if site.bias is not None:
             found[site.bias] = Slice(0, rows)
@@ -63,7 +63,7 @@ def narrow_shapes(
     for site in members:
         out_features, in_features = site.shape
         if site.id == channels.writer:
-            found[site.id] = (out_features, kept)
+            found[site.id] = (out_features, kept * channels.columns)
         else:
             found[site.id] = (kept * channels.readers[site.id][0], in_features)
     return found

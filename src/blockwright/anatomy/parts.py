@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from blockwright.anatomy.absent import install_absent
 from blockwright.anatomy.changed import With, copied
 from blockwright.anatomy.channels import find_channels
+from blockwright.anatomy.heads import find_heads
 from blockwright.types import AbsentModule, Channels, PartRole, Site
 
 TOLERANCE = 1e-5
@@ -48,9 +49,9 @@ class FoundPart:
     writes_all: bool = True
     """Whether the block without all its parts hands on what it got."""
     channels: Channels | None = None
-    """Of an FFN whose width can be less."""
+    """Of a part whose width can be less: of an FFN, or key-value heads."""
     not_narrower: str = ""
-    """Why it cannot; empty for attention."""
+    """Why it cannot."""
 
 
 @torch.no_grad()
@@ -195,9 +196,8 @@ def _found(trial: _Trial, part: Modules, others: Sequence[Modules]) -> FoundPart
 
 
 def _with_channels(trial: _Trial, part: FoundPart) -> FoundPart:
-    """An FFN with its channels, or with the reason why it has none."""
-    if part.role is not PartRole.FFN:
-        return part
+    """A part with its channels or heads, or with the reason why it has none."""
+    search = find_channels if part.role is PartRole.FFN else find_heads
     own = {
         site.id.removeprefix(trial.prefix): site
         for found in trial.linears.values()
@@ -207,7 +207,7 @@ def _with_channels(trial: _Trial, part: FoundPart) -> FoundPart:
         (own[name] for name in part.members),
         key=lambda site: trial.order.get(site.module.removeprefix(trial.prefix), -1),
     )
-    channels, reason = find_channels(
+    channels, reason = search(
         trial.block,
         trial.prefix,
         members,

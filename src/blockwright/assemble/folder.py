@@ -72,7 +72,7 @@ class Layout:
     dropped: Sequence[Part] = ()
     """Parts that are left out of blocks that stay."""
     narrowed: Sequence[NarrowedPart] = ()
-    """FFNs with fewer channels."""
+    """Parts with fewer channels or heads."""
 
     @cached_property
     def packed_sites(self) -> dict[str, list[Site]]:
@@ -108,7 +108,7 @@ class Layout:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Shapes of the linears of narrower FFNs."""
+        """Shapes of the linears of narrower parts."""
         return {
             site: shape
             for item in self.narrowed

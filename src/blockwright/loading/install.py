@@ -50,7 +50,7 @@ def install_sites(model: Any, specs: Specs) -> list[str]:
 
 
 def install_parts(model: Any, parts: Specs) -> None:
-    """Put stand-ins where parts were dropped, and smaller linears where FFNs are narrower;
+    """Put stand-ins where parts were dropped, and smaller linears where they are narrower;
     ``parts``: part id -> what the folder says of it.
 
     Raises ``FormatError`` for a part that is not in this model.

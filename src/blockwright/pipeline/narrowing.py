@@ -1,4 +1,4 @@
-"""Narrower FFNs: their variants, and what a plan makes of the parameters."""
+"""Narrower parts: their variants, and what a plan makes of the parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from blockwright.types import (
     PackedFormat,
     PackedLinear,
     Part,
-    PartRole,
     Plan,
     Site,
     Statistic,
@@ -39,18 +38,24 @@ from blockwright.types import (
 
 
 def parts_to_narrow(run: Run) -> tuple[Part, ...]:
-    """FFNs for which narrower variants are wanted."""
-    return tuple(
-        part
-        for part in parts_of(run)
-        if part.role is PartRole.FFN and run.candidates_for(part.site)
-    )
+    """Parts for which narrower variants are wanted."""
+    return tuple(part for part in parts_of(run) if widths_for(run, part))
+
+
+def widths_for(run: Run, part: Part) -> list[Candidate]:
+    """Candidates that make this kind of part narrower."""
+    found = []
+    for candidate in run.candidates_for(part.site):
+        format = resolve(candidate)[0]
+        if isinstance(format, WidthFormat) and format.role is part.role:
+            found.append(candidate)
+    return found
 
 
 def wanted_part_variants(run: Run, part: Part) -> list[WantedVariant]:
-    """All narrower variants of an FFN on the original's inputs, with their keys."""
+    """All narrower variants of a part on the original's inputs, with their keys."""
     found = []
-    for candidate in run.candidates_for(part.site):
+    for candidate in widths_for(run, part):
         seen = f"{run.statistics_digest}/{part.site.id}"
         ranked = Statistic.OUTPUT_GRADIENT in needs_of([candidate])
         inputs = variant_inputs(
@@ -69,7 +74,7 @@ def build_part(
     statistics: Mapping[str, Statistics],
     items: Sequence[WantedVariant],
 ) -> None:
-    """Build narrower variants of an FFN and store them."""
+    """Build narrower variants of a part and store them."""
     loaded = run.original.parameters.load([member.parameter for member in part.members])
     weights = {member.id: weight_of(member, loaded[member.parameter]) for member in part.members}
     seen = {site.id: statistics[site.id] for site in part.members if site.id in statistics}
@@ -90,7 +95,7 @@ def build_part(
 def narrow_bytes(
     run: Run, part: Part, kept: int, values: PackedFormat | None = None, *, resident: bool = False
 ) -> int:
-    """Bytes of an FFN's weights with so many channels, in a format or in their stored dtype: the
+    """Bytes of a part's weights with so many channels, in a format or in their stored dtype: the
     fewest there can be, or what they take in memory once loaded.
     """
     if part.channels is None:
@@ -109,10 +114,10 @@ def narrow_bytes(
 
 
 def narrower_works(run: Run, option: Option) -> tuple[str, ...]:
-    """Names of the works of an FFN at the width and in the format of an option."""
+    """Names of the works of a part at the width and in the format of an option."""
     format = resolve(Candidate.parse(option.candidate))[0]
     if not isinstance(format, WidthFormat):
-        raise TypeError(f"{option.candidate} is no narrower FFN")
+        raise TypeError(f"{option.candidate} is no narrower part")
     name = format.values.name if format.values else str(KEEP)
     return tuple(
         work
@@ -124,10 +129,10 @@ def narrower_works(run: Run, option: Option) -> tuple[str, ...]:
 
 
 def resized_sites(run: Run) -> list[tuple[Site, tuple[int, int]]]:
-    """Linears of FFNs with the shapes that they may have."""
+    """Linears of parts with the shapes that they may have."""
     found = []
     for part in parts_to_narrow(run):
-        for candidate in run.candidates_for(part.site):
+        for candidate in widths_for(run, part):
             format = resolve(candidate)[0]
             if isinstance(format, WidthFormat):
                 found += _resized(part, format)
@@ -151,7 +156,7 @@ def freed_biases(run: Run, part: Part, kept: int) -> int:
 
 @dataclass(frozen=True)
 class Narrowing:
-    """One narrower FFN of a plan."""
+    """One narrower part of a plan."""
 
     narrowed: NarrowedPart
     tensors: Mapping[str, Tensor]
@@ -198,7 +203,7 @@ class Narrowing:
 
 
 def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
-    """The narrower FFNs of a plan, from the library."""
+    """The narrower parts of a plan, from the library."""
     chosen = {site: choice.key for site, choice in plan.choices.items() if choice.key}
     known = {site.id for site in run.skeleton.sites}
     if not chosen.keys() - known:
@@ -216,7 +221,7 @@ def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
 
 
 class NarrowedSource:
-    """A source with narrower FFNs, at their whole shapes: what does not stay is zero."""
+    """A source with narrower parts, at their whole shapes: what does not stay is zero."""
 
     def __init__(self, base: WeightSource, narrowed: Iterable[Narrowing]) -> None:
         self._base = base

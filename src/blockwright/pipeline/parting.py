@@ -23,7 +23,7 @@ from blockwright.types import (
     part_site,
 )
 
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 """Raised whenever other parts may be found: part of their key."""
 
 
@@ -122,7 +122,12 @@ def _read_channels(item: Mapping[str, Any] | None) -> Channels | None:
     if item is None:
         return None
     readers = {name: (int(order[0]), bool(order[1])) for name, order in item["readers"].items()}
-    return Channels(writer=item["writer"], width=int(item["width"]), readers=readers)
+    return Channels(
+        writer=item["writer"],
+        width=int(item["width"]),
+        readers=readers,
+        columns=int(item["columns"]),
+    )
 
 
 def _part(run: Run, index: int, found: FoundPart) -> Part:

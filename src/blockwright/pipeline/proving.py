@@ -66,7 +66,7 @@ class Proof:
 def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     """Assemble the plan in an empty folder; returns file bytes, which must keep the budget."""
     placement = Placement(run, plan)
-    specs = {site: placement.spec(site) for site in placement.keys} | placement.narrowed_specs()
+    specs = {site: placement.spec(site) for site in placement.keys} | placement.inner_specs()
     caches = {block: format.spec() for block, format in planned_caches(plan).items()}
     layout = layout_of(run, specs, kept_blocks(run, plan), caches)
     layout = replace(

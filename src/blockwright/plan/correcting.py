@@ -22,17 +22,18 @@ RIDGE = 0.01
 """Weight of the wish that kinds differ little, against relative errors of predicted plans."""
 LARGEST_FACTOR = 4.0
 INDEX = re.compile(r"(?<=[.\[])\d+(?=[.\]]|$)")
-STRUCTURES = ("drop", "narrow")
+STRUCTURES = ("drop", "narrow", "heads")
 """Formats whose losses were measured, wherever they stand."""
 MEASURED = "selection_loss"
 """The figure of a measured plan that its predicted loss stands for."""
 
 
 def kind_of(option: Option) -> str:
-    """The site's name without block and expert numbers; ``drop`` for dropped blocks and parts,
-    ``narrow`` for narrower parts.
+    """The site's name without block and expert numbers; ``drop`` for dropped blocks and parts and
+    those that take them over, ``narrow`` and ``heads`` for narrower parts.
     """
     structure = Candidate.parse(option.candidate).format.partition("-")[0]
+    structure = "drop" if structure == "fuse" else structure
     return structure if structure in STRUCTURES else INDEX.sub("*", option.site)
 
 
@@ -42,7 +43,6 @@ def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, 
     A plan that lost nothing there (everything stored without loss) tells no ratio.
     """
     options = {(option.site, option.candidate): option for option in problem.options}
-    dropping = [pair for pair in problem.pairs if set(pair.candidates) == {"drop"}]
     kinds = sorted({kind_of(option) for option in problem.options})
     place = {kind: index for index, kind in enumerate(kinds)}
     rows = []
@@ -51,8 +51,8 @@ def correction_factors(problem: Problem, measured: Sequence[Plan]) -> dict[str, 
         for site, choice in plan.choices.items():
             option = options[site, choice.candidate]
             share_K[place[kind_of(option)]] += option.loss / plan.measured[MEASURED]
-        for pair in dropping:
-            if all(site in plan.choices and _drops(plan, site) for site in pair.sites):
+        for pair in problem.pairs:
+            if all(_chose(plan, *item) for item in zip(pair.sites, pair.candidates, strict=True)):
                 share_K[place["drop"]] += pair.loss / plan.measured[MEASURED]
         rows.append(share_K)
     share_PK = np.array(rows).reshape(len(rows), len(kinds))
@@ -87,5 +87,5 @@ def corrected(problem: Problem, factors: Mapping[str, float]) -> Problem:
     return replace(problem, options=options, pairs=pairs)
 
 
-def _drops(plan: Plan, site: str) -> bool:
-    return plan.choices[site].candidate == "drop"
+def _chose(plan: Plan, site: str, candidate: str) -> bool:
+    return site in plan.choices and plan.choices[site].candidate == candidate

@@ -34,6 +34,7 @@ from blockwright.types.format import (
     VectorFormat,
     ZeroPointFormat,
 )
+from blockwright.types.fusing import FusedBlock, FuseFormat, FusingMethod, NeighbourBlocks
 from blockwright.types.group import Group, group_site
 from blockwright.types.heal import DEFAULT_MINUTES, HealRequest, HealResult
 from blockwright.types.limits import FormatLimits
@@ -42,6 +43,7 @@ from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod, Method, ScalingMethod
 from blockwright.types.part import (
     AbsentModule,
+    HeadDims,
     NarrowedPart,
     Part,
     PartRole,
@@ -101,10 +103,14 @@ __all__ = [
     "FitResult",
     "Format",
     "FormatLimits",
+    "FuseFormat",
+    "FusedBlock",
+    "FusingMethod",
     "Grid",
     "GridFormat",
     "GridSolution",
     "Group",
+    "HeadDims",
     "HealRequest",
     "HealResult",
     "InterpolatedFormat",
@@ -123,6 +129,7 @@ __all__ = [
     "MixedRowsFormat",
     "MixedRowsSolution",
     "NarrowedPart",
+    "NeighbourBlocks",
     "OffsetFormat",
     "Option",
     "OutlierFormat",

@@ -34,6 +34,22 @@ class AbsentModule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadDims:
+    """Linears of an attention by what they do, and the dimensions of its heads."""
+
+    query: str
+    """A site, or its name inside the block; its rows, and those of key and value, are heads of
+    ``size`` dimensions, side by side."""
+    key: str
+    value: str
+    output: str
+    """Its columns are the query heads'."""
+    size: int
+    units: tuple[tuple[int, ...], ...]
+    """Dimensions of queries and keys that a rotation by position mixes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Linears of a block that write to the residual stream together.
 
@@ -55,14 +71,14 @@ class Part:
     refused: str = ""
     """Why it cannot be dropped; empty when it can."""
     channels: Channels | None = None
-    """Of an FFN whose width can be less."""
+    """Of a part whose width can be less."""
     not_narrower: str = ""
     """Why it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowedPart:
-    """An FFN of which some channels stay."""
+    """An FFN of which some channels stay, or an attention of which some heads do."""
 
     part: Part
     spec: Mapping[str, Any]
