@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         preset = Preset(arguments.preset)
         options = (arguments.out, arguments.model, arguments.seeds, preset)
         return quality.run(*options, heal=arguments.heal)
-    if which == "structure":
-        options = (arguments.out, arguments.model, arguments.seeds, Preset(arguments.preset))
-        return structure.run(*options)
     if which == "kvcache":
         return kvcache.run(arguments.model, arguments.tokens, arguments.rounds)
-    return price.run(arguments.out) if which == "price" else calibration.run(arguments.out)
+    rest: dict[str, Callable[[], dict[str, Any]]] = {
+        "price": lambda: price.run(arguments.out),
+        "calibration": lambda: calibration.run(arguments.out),
+        "structure": lambda: structure.run(arguments.out, arguments.model, arguments.seeds),
+    }
+    return rest[which]()
 
 
 def main() -> None:

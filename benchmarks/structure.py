@@ -1,6 +1,6 @@
 """Structure alone: a plan of several kinds against the best plan of one kind, at equal bytes.
 
-    python -m benchmarks structure --out DIR [--model FOLDER] [--seeds 3] [--preset fast]
+    python -m benchmarks structure --out DIR [--model FOLDER] [--seeds 3]
 
 The budget is 60% of the original's file; nothing is quantized.  All variants are built once, every
 kind's plan mixes the sizes of that kind, ``all`` mixes all kinds, and ``lossless`` has weights that
@@ -48,9 +48,9 @@ BOUND = 0.5
 """Largest KL of the plan of all kinds over that of the best single kind."""
 
 
-def run(work: Path, model: Path, seeds: int, preset: Preset) -> dict[str, Any]:
+def run(work: Path, model: Path, seeds: int) -> dict[str, Any]:
     """Held-out KL of every kind's plan and of all kinds together, by seed, and their means."""
-    rows = [figures(work, model, seed, preset) for seed in range(seeds)]
+    rows = [figures(work, model, seed) for seed in range(seeds)]
     kinds = [kind for kind in rows[0] if all(kind in row for row in rows)]
     means = {kind: mean(row[kind]["heldout_kl"] for row in rows) for kind in kinds}
     single = {kind: means[kind] for kind in KINDS if kind in means}
@@ -66,9 +66,9 @@ def run(work: Path, model: Path, seeds: int, preset: Preset) -> dict[str, Any]:
     }
 
 
-def figures(work: Path, model: Path, seed: int, preset: Preset) -> dict[str, dict[str, Any]]:
+def figures(work: Path, model: Path, seed: int) -> dict[str, dict[str, Any]]:
     """One seed: kind -> held-out KL of its plan, bytes, and what was chosen how often."""
-    run = opened(work, model, seed, preset)
+    run = opened(work, model, seed)
     problem = pose_problem(run, build_library(run)).problem
     found = {}
     every = tuple(name for names in KINDS.values() for name in names)
@@ -89,13 +89,13 @@ def figures(work: Path, model: Path, seed: int, preset: Preset) -> dict[str, dic
     return found
 
 
-def opened(work: Path, model: Path, seed: int, preset: Preset) -> Run:
+def opened(work: Path, model: Path, seed: int) -> Run:
     """The model with all kinds on offer."""
     asked = FitRequest(
         model=str(model),
         out=work / f"structure-{seed}",
         budget=Budget(ratio=RATIO),
-        preset=preset,
+        preset=Preset.FAST,
         candidates=(*(name for names in KINDS.values() for name in names), LOSSLESS),
         library=work / f"structure-library-{seed}",
         seed=seed,

@@ -39,7 +39,7 @@ def test_scores_are_root_mean_squares_of_queries_and_keys() -> None:
     pairs = ((0, 3), (1, 4), (2,), (5,))
     q, k = (torch.einsum("ti,hdi->thd", X, W).square().mean(0) for W in (Wq, Wk))
     expected = [
-        sum((q[h, list(p)].sum() * k[h // 2, list(p)].sum()).sqrt() for h in range(4))
+        torch.stack([q[h, list(p)].sum() * k[h // 2, list(p)].sum() for h in range(4)]).sqrt().sum()
         for p in pairs
     ]
     found = query_key_scores(X.T @ X / 500, Wq, Wk, pairs)

@@ -76,7 +76,7 @@ def test_a_fused_block_loads_generates_and_is_one_block_less(
 
 
 def _block_list(model: Any) -> str:
-    return next(n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList))
+    return str(next(n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)))
 
 
 def losses(options: tuple[Option, ...], candidate: str) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Finds the heads of an attention: which rows of its first matrices make which inputs of its last.
 
 The last linear to run is the writer; its inputs are what the heads give, side by side.  A change of
-the first output of another linear reaches the inputs of its head alone, and of no linear more of
-them than where it is a key: the inputs of all query heads that read one key-value head.  So many
-are one channel, and every linear has the same number of rows for each, in order.  At the end
+an output of another linear reaches the inputs of its head alone, and most of them where it is a
+key: the inputs of all query heads that read one key-value head.  So many are one channel, and every
+linear has the same number of rows for each, in order.  At the end
 smaller attention has to give what the whole one gives with the other heads at zero; where queries,
 keys and values stand behind each other in one matrix, or the forward knows the number of heads, it
 does not.
@@ -22,6 +22,8 @@ from blockwright.types import Channels, Site
 
 UNCHANGED = 1e-5
 """Largest change of an input that counts as none, relative to the largest one."""
+TRIED = 8
+"""Outputs of a linear that are changed, one after another."""
 
 
 def find_heads(
@@ -35,7 +37,8 @@ def find_heads(
         return None, "experts keep their width"
     *readers, writer = names
     width_of_writer = names[writer].shape[1]
-    columns = max((_reached(block, reader, writer, run) for reader in readers), default=0)
+    reached = [_reached(block, names[reader], reader, writer, run) for reader in readers]
+    columns = max(reached, default=0)
     if not columns or width_of_writer % columns:
         return None, f"the inputs of {writer} are no heads that can be told apart"
     heads = width_of_writer // columns
@@ -56,20 +59,27 @@ def find_heads(
     return channels, ""
 
 
-def _reached(block: nn.Module, reader: str, writer: str, run: BlockRun) -> int:
-    """How many inputs of the writer change with the first output of a reader, at the first token."""
-    before, after = _inputs(block, writer, run), _inputs(block, writer, run, reader)
-    change_I = (after - before).abs().flatten(0, -2).amax(0)
-    return int((change_I > UNCHANGED * change_I.max()).sum()) if change_I.any() else 0
+def _reached(block: nn.Module, reader: Site, name: str, writer: str, run: BlockRun) -> int:
+    """How many inputs of the writer change with an output of a reader at the first token: the most
+    of some outputs, among which a key is where queries, keys and values are one matrix.
+    """
+    before, found = _inputs(block, writer, run), 0
+    for row in range(0, reader.shape[0], max(1, reader.shape[0] // TRIED)):
+        change_I = (_inputs(block, writer, run, name, row) - before).abs().flatten(0, -2).amax(0)
+        if change_I.any():
+            found = max(found, int((change_I > UNCHANGED * change_I.max()).sum()))
+    return found
 
 
-def _inputs(block: nn.Module, writer: str, run: BlockRun, changed: str = "") -> Tensor:
-    """Inputs of the writer [..., I], with the first output of a linear changed at the first token."""
+def _inputs(
+    block: nn.Module, writer: str, run: BlockRun, changed: str = "", row: int = 0
+) -> Tensor:
+    """Inputs of the writer [..., I], with an output of a linear changed at the first token."""
     given: list[Tensor] = []
 
     def change(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         moved = output.clone()
-        first = moved[..., 0, 0]
+        first = moved[..., 0, row]
         first += output.square().mean().sqrt() + 1.0
         return moved
 

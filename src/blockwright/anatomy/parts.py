@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from blockwright.anatomy.absent import install_absent
 from blockwright.anatomy.changed import With, copied
 from blockwright.anatomy.channels import find_channels
+from blockwright.anatomy.head_dims import find_head_dims
 from blockwright.anatomy.heads import find_heads
-from blockwright.types import AbsentModule, Channels, PartRole, Site
+from blockwright.types import AbsentModule, Channels, HeadDims, PartRole, Site
 
 TOLERANCE = 1e-5
 """Largest difference, relative to what the block adds, of outputs that count as the same."""
@@ -52,6 +53,10 @@ class FoundPart:
     """Of a part whose width can be less: of an FFN, or key-value heads."""
     not_narrower: str = ""
     """Why it cannot."""
+    heads: HeadDims | None = None
+    """Of an attention whose heads can have fewer dimensions."""
+    no_dims: str = ""
+    """Why they cannot."""
 
 
 @torch.no_grad()
@@ -207,14 +212,22 @@ def _with_channels(trial: _Trial, part: FoundPart) -> FoundPart:
         (own[name] for name in part.members),
         key=lambda site: trial.order.get(site.module.removeprefix(trial.prefix), -1),
     )
+
+    def run(block: nn.Module) -> Tensor:
+        return trial.run(block, trial.hidden_BTH)
+
     channels, reason = search(
         trial.block,
         trial.prefix,
         members,
-        lambda block: trial.run(block, trial.hidden_BTH),
+        run,
         trial.same,
     )
-    return replace(part, channels=channels, not_narrower=reason)
+    part = replace(part, channels=channels, not_narrower=reason)
+    if part.role is PartRole.FFN:
+        return part
+    heads, reason = find_head_dims(trial.block, trial.prefix, members, channels, run, trial.same)
+    return replace(part, heads=heads, no_dims=reason)
 
 
 def _mixes(trial: _Trial, others: Sequence[Modules]) -> bool:

@@ -62,8 +62,8 @@ def run_from(
     target: Path,
     advance: Callable[[], object] = lambda: None,
 ) -> FinalHidden:
-    """``run_to_file`` of the blocks from ``place`` on, when what goes into them is known: ``start``,
-    which stays.  ``stem`` is that of a model with the same stem.
+    """``run_to_file`` of the blocks from ``place`` on, when what goes into them is known:
+    ``start``, which stays.  ``stem`` is that of a model with the same stem.
     """
     final, current = stream.file(target, stem), start
     if final.is_complete(inputs.rows):

@@ -16,6 +16,7 @@ from blockwright.library.build import BuiltVariant, WantedVariant, build_filled
 from blockwright.registry import resolve
 from blockwright.types import (
     Channels,
+    HeadDimFormat,
     LinearMethod,
     Part,
     Statistic,
@@ -53,11 +54,12 @@ def build_narrow(part: Part, tensors: PartTensors, wanted: WantedVariant) -> Bui
     format, (method, *_) = resolve(wanted.candidate)
     if not isinstance(format, WidthFormat) or not isinstance(method, WidthMethod):
         raise TypeError(f"{wanted.candidate} narrows no part")
-    if part.channels is None or part.not_narrower:
-        return _unavailable(part, wanted, part.not_narrower or "it has no channels")
+    reason = why_not(part, format)
+    if reason or part.channels is None:
+        return unavailable(part, wanted, reason)
     seen = tensors.statistics.get(part.channels.writer)
     if seen is None or seen.tokens == 0:
-        return _unavailable(part, wanted, "no calibration token reached it")
+        return unavailable(part, wanted, "no calibration token reached it")
     began, kept = time.monotonic(), format.kept(part.channels.width)
     W_OI = tensors.weights_OI[part.channels.writer]
     readers = _readers(part.channels, tensors)
@@ -68,7 +70,7 @@ def build_narrow(part: Part, tensors: PartTensors, wanted: WantedVariant) -> Bui
         inputs = part.channels.inputs(kept_K.tolist())
         facts = _judged(W_OI, inputs, W_OK, seen.need(Statistic.INPUT_GRAM))
     except NumericalError as reason:
-        return _unavailable(part, wanted, str(reason))
+        return unavailable(part, wanted, str(reason))
     record = VariantRecord(
         key=wanted.key,
         site=part.site.id,
@@ -82,6 +84,13 @@ def build_narrow(part: Part, tensors: PartTensors, wanted: WantedVariant) -> Bui
     if format.values is None:
         return BuiltVariant(record, {CHANNELS: kept_K, WEIGHT: W_OK.to(tensors.dtype)})
     return _filled(part, tensors, wanted, BuiltVariant(record, {CHANNELS: kept_K}), W_OK)
+
+
+def why_not(part: Part, format: WidthFormat) -> str:
+    """Why a part cannot be made narrower in a format; empty when it can."""
+    if isinstance(format, HeadDimFormat):
+        return part.no_dims or ("" if part.heads else "it has no heads")
+    return part.not_narrower or ("" if part.channels else "it has no channels")
 
 
 def _filled(
@@ -99,7 +108,7 @@ def _filled(
     for site in part.members:
         seen = tensors.statistics.get(site.id)
         if seen is None:
-            return _unavailable(part, wanted, "no calibration token reached it")
+            return unavailable(part, wanted, "no calibration token reached it")
         if site.id == part.channels.writer:
             inputs_J = torch.tensor(part.channels.inputs(kept_K.tolist()))
             W, seen = W_OK, seen.of_inputs(inputs_J)
@@ -108,7 +117,7 @@ def _filled(
             W, seen = tensors.weights_OI[site.id][rows_R].contiguous(), seen.of_outputs(rows_R)
         filled = build_filled(site.id, W, seen, wanted, (format.values, method))
         if not filled.record.available:
-            return _unavailable(part, wanted, filled.record.unavailable)
+            return unavailable(part, wanted, filled.record.unavailable)
         built.append(filled.record)
         packed |= {packed_name(site.id, name): t for name, t in filled.tensors.items()}
     stored = sum(record.stored_bytes for record in built)
@@ -138,7 +147,8 @@ def _judged(W_OI: Tensor, inputs: list[int], W_OK: Tensor, C_II: Tensor) -> dict
     return {"error": error, "relative_error": error / energy if energy > 0 else 0.0}
 
 
-def _unavailable(part: Part, wanted: WantedVariant, reason: str) -> BuiltVariant:
+def unavailable(part: Part, wanted: WantedVariant, reason: str) -> BuiltVariant:
+    """The record of a variant that cannot be built."""
     record = VariantRecord(
         key=wanted.key,
         site=part.site.id,

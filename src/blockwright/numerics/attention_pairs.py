@@ -58,3 +58,16 @@ def query_key_scores(
     k_HD = k_GD.repeat_interleave(len(q_HD) // len(k_GD), dim=0)
     scores = [(q_HD[:, list(p)].sum(1) * k_HD[:, list(p)].sum(1)).sqrt().sum() for p in pairs]
     return torch.stack(scores)
+
+
+def largest_units(scores: Tensor, units: Sequence[Sequence[int]], dims: int) -> tuple[int, ...]:
+    """``dims`` dimensions in whole units, those of largest score for their size, rising; what is
+    left over by units of several is given to smaller ones.
+    """
+    sizes = torch.tensor([len(unit) for unit in units])
+    order = (scores.cpu() / sizes).sort(descending=True, stable=True).indices.tolist()
+    kept: list[int] = []
+    for place in order:
+        if len(kept) + len(units[place]) <= dims:
+            kept += units[place]
+    return tuple(sorted(kept))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from blockwright.anatomy import pruned_config
 from blockwright.errors import ModelError
 from blockwright.evaluate import FinalHidden
+from blockwright.library.part import why_not
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change
 from blockwright.pipeline.narrowing import freed_biases, narrow_bytes, widths_for
@@ -206,10 +207,9 @@ def part_option(run: Run, part: Part, loss: float, held: Collection[str]) -> Opt
 def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[str]) -> Option:
     """A part with fewer channels, its loss not measured yet."""
     format = resolve(Candidate.parse(record.candidate))[0]
-    if part.channels is None or not isinstance(format, WidthFormat):
+    if not isinstance(format, WidthFormat):
         raise TypeError(f"{record.candidate} at {part.site.id} is no narrower part")
-    kept = format.kept(part.channels.width)
-    freed = freed_biases(run, part, kept)
+    freed = freed_biases(run, part, format)
     return Option(
         site=part.site.id,
         candidate=record.candidate,
@@ -219,25 +219,22 @@ def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[
         key=record.key,
         contains=inside(run, part, held),
         other_bytes=-freed,
-        resident_bytes=narrow_bytes(run, part, kept, format.values, resident=True) - freed,
+        resident_bytes=narrow_bytes(run, part, format, resident=True) - freed,
     )
 
 
 def declared_narrower(run: Run, part: Part, held: Collection[str]) -> list[Option]:
     """The widths of a part with the bytes that they take, losses unknown."""
-    if part.channels is None or part.not_narrower:
-        return []
     found = [left_to_parts(part.site)]
     for candidate in widths_for(run, part):
         format = resolve(candidate)[0]
-        if isinstance(format, WidthFormat):
-            kept = format.kept(part.channels.width)
-            stored = narrow_bytes(run, part, kept, format.values)
+        if isinstance(format, WidthFormat) and not why_not(part, format):
+            stored = narrow_bytes(run, part, format)
             record = VariantRecord(
                 key="", site=part.site.id, candidate=str(candidate), stored_bytes=stored
             )
             found.append(narrow_option(run, part, record, held))
-    return found
+    return found if len(found) > 1 else []
 
 
 def inside(run: Run, part: Part, held: Collection[str]) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def _digest_of_block(run: Run, index: int) -> str:
 
 
 def build_fused(run: Run, site: Site, items: Sequence[WantedVariant]) -> None:
-    """Build fused variants of a block and store them; what differs in values alone is fused once."""
+    """Build fused variants of a block and store them; what differs in values is fused once."""
     known: dict[Any, FusedBlock | str] = {}
     for item in items:
         format, (method, *filling) = resolve(item.candidate)
@@ -210,7 +210,7 @@ class _Pair:
     def stored(
         self, fused: FusedBlock, item: WantedVariant, filling: Sequence[Any]
     ) -> tuple[VariantRecord, dict[str, Tensor]]:
-        """Entry of a fused block: all its parameters that changed, or packed ones in their place."""
+        """Entry of a fused block: the parameters that changed, or packed ones in their place."""
         parameters = self.run.skeleton.parameters
         path = f"{self.run.skeleton.block_path}.{self.kept}."
         tensors = {parameter_name(path + name): t for name, t in fused.vectors.items()}

@@ -69,23 +69,18 @@ class Placement:
 
     def inner_specs(self) -> dict[str, dict[str, Any]]:
         """Format specs of the packed matrices of narrower parts and fused blocks."""
-        members = [(item, item.narrowed.part.members) for item in self.narrowed]
-        inside = [*members, *((item, item.members) for item in self.fused)]
         return {
             site.id: dict(item.values)
-            for item, sites in inside
+            for item in (*self.narrowed, *self.fused)
             if item.values is not None
-            for site in sites
+            for site in item.members
         }
 
     def tensors(self, site: Site) -> dict[str, Tensor]:
         """Stored tensors of a packed site, healed where they are."""
-        for narrowing in self.narrowed:
-            if site.id in {member.id for member in narrowing.narrowed.part.members}:
-                return narrowing.packed(site)
-        for fusing in self.fused:
-            if site.block == fusing.site.block:
-                return fusing.packed(site)
+        for item in (*self.narrowed, *self.fused):
+            if site.id in {member.id for member in item.members}:
+                return item.packed(site)
         return {**stored_tensors(self._run, site, self.keys[site.id]), **self._healed.packed(site)}
 
     def module(self, site: Site) -> PackedLinear:

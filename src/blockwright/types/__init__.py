@@ -75,7 +75,14 @@ from blockwright.types.solution import (
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
-from blockwright.types.width import Channels, WidthFormat, WidthMethod
+from blockwright.types.width import (
+    Channels,
+    HeadDimFormat,
+    HeadWeights,
+    NarrowHeads,
+    WidthFormat,
+    WidthMethod,
+)
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
@@ -110,7 +117,9 @@ __all__ = [
     "GridFormat",
     "GridSolution",
     "Group",
+    "HeadDimFormat",
     "HeadDims",
+    "HeadWeights",
     "HealRequest",
     "HealResult",
     "InterpolatedFormat",
@@ -128,6 +137,7 @@ __all__ = [
     "Method",
     "MixedRowsFormat",
     "MixedRowsSolution",
+    "NarrowHeads",
     "NarrowedPart",
     "NeighbourBlocks",
     "OffsetFormat",

@@ -61,7 +61,7 @@ class FusedBlock:
 
 
 class FusingMethod(ABC):
-    """A method that makes one block of two.  Implementations are frozen, keyword-only dataclasses."""
+    """A method that makes one block of two.  Implementations are frozen dataclasses."""
 
     paper: ClassVar[str]
     """Authors, title, venue, year."""

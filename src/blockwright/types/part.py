@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -74,6 +74,10 @@ class Part:
     """Of a part whose width can be less."""
     not_narrower: str = ""
     """Why it cannot."""
+    heads: HeadDims | None = None
+    """Of an attention whose heads can have fewer dimensions."""
+    no_dims: str = ""
+    """Why they cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +87,11 @@ class NarrowedPart:
     part: Part
     spec: Mapping[str, Any]
     """Of its format."""
-    kept: tuple[int, ...]
+    kept: tuple[int, ...] = ()
     """Channels, rising."""
+    dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Linear -> the dimensions of each of its heads that stay, rising; empty where whole channels
+    go."""
 
 
 def absent_to_json(modules: tuple[AbsentModule, ...]) -> dict[str, Any]:

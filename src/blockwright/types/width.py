@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from blockwright.errors import NumericalError
 from blockwright.types.format import Format, PackedFormat
 
 if TYPE_CHECKING:
@@ -28,6 +29,34 @@ class WidthFormat(Format):
     @abstractmethod
     def kept(self, channels: int) -> int:
         """Channels that stay of so many."""
+
+
+class HeadDimFormat(WidthFormat):
+    """An attention whose heads have fewer dimensions; ``kept`` counts dimensions of a head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """An attention's matrices by head, fp32: H query heads, G key-value heads, D dimensions."""
+
+    query_HDI: Tensor  # noqa: N815 - shape suffix
+    key_GDI: Tensor  # noqa: N815 - shape suffix
+    value_GDI: Tensor  # noqa: N815 - shape suffix
+    output_OHD: Tensor  # noqa: N815 - shape suffix
+    units: tuple[tuple[int, ...], ...]
+    """Dimensions of queries and keys that a rotation by position mixes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowHeads:
+    """Heads with fewer dimensions."""
+
+    kept: tuple[int, ...]
+    """Dimensions of queries and keys that stay as they are, rising, the same in all heads."""
+    value_GRI: Tensor  # noqa: N815 - shape suffix
+    """fp32"""
+    output_OHR: Tensor  # noqa: N815 - shape suffix
+    """fp32"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +124,10 @@ class WidthMethod(ABC):
         ``statistics`` are of its inputs; ``readers`` [channels, D], fp32, make them, a row each.
         Raises ``NumericalError`` with the reason when no finite solution is found.
         """
+
+    def narrow_heads(self, heads: HeadWeights, statistics: Statistics, dims: int) -> NarrowHeads:
+        """Heads of ``dims`` dimensions; ``statistics`` are of what queries, keys and values read.
+
+        Raises ``NumericalError`` with the reason: here, that the method keeps all dimensions.
+        """
+        raise NumericalError("this method keeps the dimensions of heads; modegpt narrows them")

@@ -142,7 +142,7 @@ def _start(name: str, W_OI: Tensor, rank: int, draw: torch.Generator) -> Tensor:
     if name in "AC":
         return W_OI.new_zeros(len(W_OI), rank)
     rows_RI = torch.randn(rank, W_OI.shape[1], generator=draw) / rank**0.5
-    return rows_RI.to(W_OI)
+    return rows_RI.to(W_OI.device)
 
 
 METHOD = FuseGpt
