@@ -17,7 +17,9 @@ from blockwright.anatomy.sites import block_sites
 from blockwright.cli.demo import bundled_model
 from blockwright.formats.narrow import NarrowFormat
 from blockwright.methods.width.cfsp import Cfsp
+from blockwright.methods.width.matformer import ModelPrefix
 from blockwright.methods.width.modegpt import ModeGpt
+from blockwright.numerics.attention_pairs import value_output
 from blockwright.numerics.losses import quadratic_error
 from blockwright.texts import bundled_documents, load_tokenizer, tokenize
 from blockwright.types import Channels, Statistic, Statistics, WidthMethod
@@ -209,3 +211,75 @@ def test_cfsp_is_better_than_magnitude(seed: int) -> float:
 )
 def test_modegpt_is_better_than_cfsp(seed: int) -> float:
     return heldout_kl(seed, narrowed(ModeGpt(), 0.75)) / heldout_kl(seed, narrowed(Cfsp(), 0.75))
+
+
+# -- dimensions inside the heads of attention
+
+
+def value_pair(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """C of the inputs, values [32, 256] and outputs [256, 32] of one head, synth-layer."""
+    layer = synth_layer(seed)
+    draw = torch.Generator().manual_seed(seed)
+    Wo_OD = torch.randn(256, 32, generator=draw) / 32**0.5
+    return layer.statistics.need(Statistic.INPUT_GRAM), layer.W_OI[:32], Wo_OD
+
+
+def pair_error(seed: int, product: Tensor) -> float:
+    """Squared error of what a head gives for one token."""
+    C, Wv, Wo = value_pair(seed)
+    return quadratic_error(product.float() - Wo @ Wv, C)
+
+
+def by_pair(seed: int, rank: int) -> tuple[Tensor, float]:
+    C, Wv, Wo = value_pair(seed)
+    less_v, less_o, S = value_output(C, Wv, Wo, rank)
+    return less_o @ less_v, float(S[rank:].square().sum())
+
+
+def plain(W: Tensor, rank: int) -> Tensor:
+    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vt[:rank]
+
+
+@claim(
+    method="modegpt",
+    says="of values and outputs nothing is lost but the singular values that are dropped",
+    measures="squared error / their squares - 1, a head of 32 at 8, 16, 24, synth-layer",
+    grade=Grade.HARD,
+    at_least=-1e-4,
+    at_most=1e-4,
+)
+def test_values_and_outputs_lose_what_is_dropped(seed: int) -> Iterator[float]:
+    for rank in (8, 16, 24):
+        product, dropped = by_pair(seed, rank)
+        yield pair_error(seed, product) / dropped - 1
+
+
+@claim(
+    method="modegpt",
+    says="the pair is worth more than its matrices alone, or its product without the inputs",
+    measures="squared error / by SVD of the values, and of the product, half of 32, synth-layer",
+    grade=Grade.FIRM,
+    at_most=0.6,
+)
+def test_the_pair_beats_its_parts(seed: int) -> Iterator[float]:
+    _, Wv, Wo = value_pair(seed)
+    error = pair_error(seed, by_pair(seed, 16)[0])
+    yield error / pair_error(seed, Wo @ plain(Wv, 16))
+    yield error / pair_error(seed, plain(Wo @ Wv, 16))
+
+
+@claim(
+    method="matformer",
+    says="children are nested: a smaller one is the beginning of a larger one",
+    measures="largest difference of a weight, synth-layer, an eighth to all of its channels",
+    grade=Grade.HARD,
+    at_most=0.0,
+)
+def test_children_are_nested(seed: int) -> Iterator[float]:
+    W, seen = synth_layer(seed).W_OI, synth_layer(seed).statistics
+    largest = ModelPrefix().narrow(W, seen, 256)[1]
+    for channels in (32, 64, 128, 256):
+        kept, less = ModelPrefix().narrow(W, seen, channels)
+        yield float((less - largest[:, :channels]).abs().max())
+        yield float((kept - torch.arange(channels)).abs().max())

@@ -49,7 +49,7 @@ class FuseGpt(FusingMethod):
     rank: int = 16
     """Of the mask, and of the change."""
     steps: int = 128
-    rate: float = 0.01
+    rate: float = 0.02
     checks: int = 4
     inject: bool = True
     """Put the other block's matrices in; otherwise the own ones alone are changed."""
@@ -67,7 +67,7 @@ class FuseGpt(FusingMethod):
             raise CandidateError(
                 f"options fusegpt@rank={self.rank},rate={self.rate:g},steps={self.steps}: the rank"
                 " must be 1 or more, the rate above 0, the steps not negative; the defaults are"
-                " 16, 0.01 and 128"
+                " 16, 0.02 and 128"
             )
 
     def fuse(self, blocks: NeighbourBlocks) -> FusedBlock:
