@@ -238,7 +238,8 @@ def by_pair(seed: int, rank: int) -> tuple[Tensor, float]:
 
 def plain(W: Tensor, rank: int) -> Tensor:
     U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-    return U[:, :rank] * S[:rank] @ Vt[:rank]
+    product: Tensor = U[:, :rank] * S[:rank] @ Vt[:rank]
+    return product
 
 
 @claim(

@@ -33,7 +33,8 @@ class PlacedOutputs(_Places):
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         parts = output.unflatten(-1, (-1, len(self.dims)))
         whole = parts.new_zeros(*parts.shape[:-1], self.size)
-        return whole.index_copy(-1, self.index(output.device), parts).flatten(-2)
+        placed: Tensor = whole.index_copy(-1, self.index(output.device), parts).flatten(-2)
+        return placed
 
 
 class TakenInputs(_Places):

@@ -12,10 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from blockwright.library.group import SCALE
-from blockwright.pipeline.fused import FusedSource, fusings
+from blockwright.pipeline.fused import FusedSource, Fusing, fusings
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.healed import HealedTensors
-from blockwright.pipeline.narrowing import NarrowedSource, narrowings, packed_module
+from blockwright.pipeline.narrowing import (
+    NarrowedSource,
+    Narrowing,
+    narrowings,
+    packed_module,
+)
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.parting import dropped_parts
 from blockwright.stream import WeightSource, WithZeros
@@ -63,6 +68,11 @@ class Placement:
         self.absent = {name: tensors[name] for part in dropped for name in part.parameters}
         """Parameters that go with dropped parts, on ``meta``."""
 
+    @property
+    def _inner(self) -> list[Narrowing | Fusing]:
+        """What holds linears of its own."""
+        return [*self.narrowed, *self.fused]
+
     def spec(self, site: str) -> dict[str, Any]:
         """Format spec of a packed site."""
         return _record(self._run, self.keys[site], site).format_spec
@@ -71,14 +81,14 @@ class Placement:
         """Format specs of the packed matrices of narrower parts and fused blocks."""
         return {
             site.id: dict(item.values)
-            for item in (*self.narrowed, *self.fused)
+            for item in self._inner
             if item.values is not None
             for site in item.members
         }
 
     def tensors(self, site: Site) -> dict[str, Tensor]:
         """Stored tensors of a packed site, healed where they are."""
-        for item in (*self.narrowed, *self.fused):
+        for item in self._inner:
             if site.id in {member.id for member in item.members}:
                 return item.packed(site)
         return {**stored_tensors(self._run, site, self.keys[site.id]), **self._healed.packed(site)}

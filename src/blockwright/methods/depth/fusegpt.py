@@ -141,7 +141,7 @@ def _start(name: str, W_OI: Tensor, rank: int, draw: torch.Generator) -> Tensor:
     """Zeros [O, R], or rows [R, I] with which a product has the size of its left factor."""
     if name in "AC":
         return W_OI.new_zeros(len(W_OI), rank)
-    rows_RI = torch.randn(rank, W_OI.shape[1], generator=draw) / rank**0.5
+    rows_RI: Tensor = torch.randn(rank, W_OI.shape[1], generator=draw) / rank**0.5
     return rows_RI.to(W_OI.device)
 
 
