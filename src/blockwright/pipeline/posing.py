@@ -97,7 +97,8 @@ def pose_problem(run: Run, built: Built) -> Posed:
         for record in (built.records[site.id, str(c)] for c in run.candidates_for(site))
         if record.available
     ]
-    states, grouped = (*caches, *policies), {option.site for option in groups}
+    states: list[CacheOffer | PolicyOffer] = [*caches, *policies]
+    grouped = {option.site for option in groups}
     measured, pairs = _measured(run, tables, drops, narrower, fused, states, grouped)
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
     blocks = tuple(site.id for site in run.skeleton.sites if site.kind is SiteKind.BLOCK)
