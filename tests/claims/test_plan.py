@@ -31,7 +31,7 @@ def test_the_plan_is_the_best_of_all(seed: int) -> Iterator[float]:
 @claim(
     method="puzzle",
     family="plan",
-    paper="Bercovich et al., Puzzle: Distillation-Based NAS for Inference-Optimized LLMs, ICML 2025",
+    paper="Bercovich et al., Puzzle, ICML 2025",
     says="of a library of children the best assembly is found, and of the parent the parent",
     measures="loss / that of exhaustive search - 1, 4 blocks, 5 children; loss of the parent",
     grade=Grade.HARD,

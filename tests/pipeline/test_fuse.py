@@ -50,7 +50,10 @@ def edited(first: FitRequest, out: Path, block: int, candidate: str) -> FitReque
     return replace(first, out=out, plan=file, budget=None)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "phi3"])
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "opt", "phi3"))],
+)
 def test_a_fused_block_loads_generates_and_is_one_block_less(
     kind: str, model_folder: ModelFolder, tmp_path: Path
 ) -> None:

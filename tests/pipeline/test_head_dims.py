@@ -28,7 +28,7 @@ def opened(model: Path, work: Path, *candidates: str) -> Run:
     return open_run(asked, SilentProgress())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_a_plan_with_smaller_heads_loads_and_saves_again(
     kind: str, model_folder: ModelFolder, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.pipeline.weighing import check_limits
+from blockwright.plan import families_of
 from blockwright.progress import Progress, SilentProgress
 from blockwright.refine import LEAST_BATCHES, healing_inputs
 from blockwright.registry import resolve
@@ -74,7 +75,9 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     selection, heldout = run.texts.selection.tokens, run.texts.heldout.tokens
     size = run.original.checkpoint.total_file_bytes
     candidates, preset = max(1, len(run.candidates)), run.request.preset
+    families = families_of(map(str, run.candidates))
     plans = 1 + ROUNDS[preset] + _refined_plans(run) + (HEALING[preset] is not None)
+    plans += len(families) if len(families) > 1 else 0
     # one whole forward, and for every group one that ends there (two: the original's beside it)
     passes = 1 + (2 if MATCHING[preset] else 1) * (costs.groups + 1) / 2
     refined = blocks * (calibration * costs.capture * passes + costs.load)
