@@ -1,5 +1,5 @@
 """``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] [kvcache]
---out DIR``: JSON, with the machine's description.
+[structure] --out DIR``: JSON, with the machine's description.
 """
 
 from __future__ import annotations
@@ -7,16 +7,26 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibration, decode, kvcache, memory, price, quality, speedup
+from benchmarks import (
+    calibration,
+    decode,
+    kvcache,
+    memory,
+    price,
+    quality,
+    speedup,
+    structure,
+)
 from blockwright.machine import describe_machine
 from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 """What ``make bench`` runs."""
-MORE = ("calibration", "kvcache")
+MORE = ("calibration", "kvcache", "structure")
 """What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
@@ -35,7 +45,12 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return quality.run(*options, heal=arguments.heal)
     if which == "kvcache":
         return kvcache.run(arguments.model, arguments.tokens, arguments.rounds)
-    return price.run(arguments.out) if which == "price" else calibration.run(arguments.out)
+    rest: dict[str, Callable[[], dict[str, Any]]] = {
+        "price": lambda: price.run(arguments.out),
+        "calibration": lambda: calibration.run(arguments.out),
+        "structure": lambda: structure.run(arguments.out, arguments.model, arguments.seeds),
+    }
+    return rest[which]()
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from blockwright.errors import AdapterError, AttentionError, CandidateError, Tra
 from blockwright.types import (
     Candidate,
     Format,
+    FuseFormat,
+    FusingMethod,
     LinearMethod,
     Method,
     ScalingMethod,
@@ -98,6 +100,8 @@ def method_named(name: str, options: Options = ()) -> LinearMethod:
         raise CandidateError(f"method {name} scales the inputs of groups: it fills no weight alone")
     if isinstance(method, WidthMethod):
         raise CandidateError(f"method {name} narrows parts: it fills no weight")
+    if isinstance(method, FusingMethod):
+        raise CandidateError(f"method {name} fuses blocks: it fills no weight")
     return method
 
 
@@ -114,6 +118,14 @@ def width_named(name: str, options: Options = ()) -> WidthMethod:
     method = _named(name, options)
     if not isinstance(method, WidthMethod):
         raise CandidateError(f"method {name} narrows no parts; it fills weights")
+    return method
+
+
+def fusing_named(name: str, options: Options = ()) -> FusingMethod:
+    """A method that fuses blocks, its hyperparameters read from text."""
+    method = _named(name, options)
+    if not isinstance(method, FusingMethod):
+        raise CandidateError(f"method {name} fuses no blocks; it fills weights")
     return method
 
 
@@ -193,11 +205,11 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
     name += f"&{candidate.plus}" if candidate.plus else ""
     format = format_named(name)
     names = candidate.methods or ((format.default_method,) if format.default_method else ())
-    if isinstance(format, WidthFormat) and len(names) == 1 and format.values is not None:
+    if isinstance(format, WidthFormat | FuseFormat) and len(names) == 1 and format.values:
         names = (*names, format.values.default_method or "")
     methods = _chain(names, candidate.options)
-    if isinstance(format, WidthFormat):
-        _check_width(candidate, format, methods)
+    if isinstance(format, WidthFormat | FuseFormat):
+        _check_structure(candidate, format, methods)
         return format, methods
     if candidate.methods and format.default_method is None:
         raise CandidateError(f"candidate {candidate}: nothing fills the format {format.name}")
@@ -216,12 +228,16 @@ def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
     return format, methods
 
 
-def _check_width(candidate: Candidate, format: WidthFormat, methods: Sequence[Method]) -> None:
-    """Raise ``CandidateError`` unless the first method narrows, and a second one fills the values
-    where there are any.
+def _check_structure(
+    candidate: Candidate, format: WidthFormat | FuseFormat, methods: Sequence[Method]
+) -> None:
+    """Raise ``CandidateError`` unless the first method narrows or fuses, and a second one fills the
+    values where there are any.
     """
     wanted = 1 if format.values is None else 2
-    fits = len(methods) == wanted and isinstance(methods[0], WidthMethod)
+    narrows = isinstance(format, WidthFormat)
+    first = WidthMethod if narrows else FusingMethod
+    fits = len(methods) == wanted and isinstance(methods[0], first)
     values = format.values
     if values is not None and fits:
         filling = methods[1]
@@ -230,7 +246,7 @@ def _check_width(candidate: Candidate, format: WidthFormat, methods: Sequence[Me
         named = ">".join(map(_name_of, methods))
         raise CandidateError(
             f"candidate {candidate}: {named} cannot fill {format.name}; it takes a method that"
-            f" narrows ({', '.join(_fillers(format))})"
+            f" {'narrows' if narrows else 'fuses'} ({', '.join(_fillers(format))})"
             + (f", then one that fills {values.name}" if values is not None else "")
         )
 
@@ -271,7 +287,8 @@ def _fillers(format: Format) -> list[str]:
     return [
         name
         for name, cls in classes.items()
-        if issubclass(cls, LinearMethod | WidthMethod) and isinstance(format, cls.fills)
+        if issubclass(cls, LinearMethod | WidthMethod | FusingMethod)
+        and isinstance(format, cls.fills)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from blockwright.registry import format_named, method_class, method_names
-from blockwright.types import LinearMethod, ScalingMethod, WidthMethod
+from blockwright.types import FusingMethod, LinearMethod, ScalingMethod, WidthMethod
 
 GRIDS = (
     *("int2-g32", "int3-g64-sym", "int4-g128", "int4-row", "int6-g32-sym", "int8"),
@@ -93,6 +93,7 @@ Options = tuple[tuple[str, str], ...]
 LINEAR = [name for name in method_names() if issubclass(method_class(name), LinearMethod)]
 SCALING = [name for name in method_names() if issubclass(method_class(name), ScalingMethod)]
 WIDTH = [name for name in method_names() if issubclass(method_class(name), WidthMethod)]
+FUSING = [name for name in method_names() if issubclass(method_class(name), FusingMethod)]
 METHODS = [
     pytest.param(name, options, id=f"{name}{''.join(f'@{k}={v}' for k, v in options)}")
     for name in LINEAR

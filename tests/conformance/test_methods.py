@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
@@ -19,6 +20,7 @@ from blockwright.registry import (
     format_class,
     format_named,
     format_stems,
+    fusing_named,
     is_scaled,
     method_class,
     method_named,
@@ -27,12 +29,15 @@ from blockwright.registry import (
     scaling_named,
     width_named,
 )
+from blockwright.tuning import Example
 from blockwright.types import (
     Candidate,
+    FusedBlock,
     GridFormat,
     GridSolution,
     LinearMethod,
     Method,
+    NeighbourBlocks,
     PackedFormat,
     ScalingMethod,
     Solution,
@@ -41,6 +46,7 @@ from blockwright.types import (
 )
 from tests.conformance.method_cases import (
     FORMATS,
+    FUSING,
     GRIDS,
     IDEMPOTENT,
     LADDERS,
@@ -96,6 +102,8 @@ def filled_format(name: str) -> PackedFormat:
 def any_method(name: str) -> Method:
     if name in WIDTH:
         return width_named(name)
+    if name in FUSING:
+        return fusing_named(name)
     return scaling_named(name) if name in SCALING else method_named(name)
 
 
@@ -410,6 +418,64 @@ def test_a_narrower_part_takes_methods_of_its_own(name: str) -> None:
         with pytest.raises(CandidateError, match="cannot fill"):
             resolve(Candidate.parse(wrong))
     with pytest.raises(CandidateError, match="narrows parts"):
+        method_named(name)
+
+
+def neighbours() -> NeighbourBlocks:
+    """Two blocks x + W relu(x) + b of which the second stays."""
+    draw = torch.Generator().manual_seed(0)
+    kept, lost = (0.2 * torch.randn(12, 12, generator=draw) for _ in range(2))
+    bias = torch.randn(12, generator=draw).bfloat16()
+
+    def run(values: Mapping[str, Tensor], x: Tensor, arguments: float) -> Tensor:
+        return x + arguments * (x.relu() @ values["linear"].T) + values["linear.bias"]
+
+    inputs = [torch.randn(2, 20, 12, generator=draw) for _ in range(5)]
+    whole = {"linear": kept, "linear.bias": bias.float()}
+    first = [run({**whole, "linear": lost}, x, 1.0) for x in inputs]
+    batches = [
+        Example(inputs=x, target=run(whole, y, 1.0), arguments=1.0)
+        for x, y in zip(inputs, first, strict=True)
+    ]
+    return NeighbourBlocks(
+        kept={"linear": kept},
+        lost={"linear": lost},
+        vectors={"linear.bias": bias},
+        run=run,
+        batches=batches,
+        where="here",
+    )
+
+
+def fused_tensors(fused: FusedBlock) -> dict[str, Tensor]:
+    return {**fused.weights, **fused.vectors}
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_a_fused_block_is_finite_no_worse_and_the_same_bits_again(name: str) -> None:
+    blocks, untouched = neighbours(), neighbours()
+    fused = fusing_named(name, (("steps", "20"),)).fuse(blocks)
+    assert fused.loss <= fused.start_loss
+    assert fused.weights["linear"].dtype == torch.float32
+    assert fused.vectors["linear.bias"].dtype == torch.bfloat16
+    assert all(torch.isfinite(tensor).all() for tensor in fused_tensors(fused).values())
+    torch.manual_seed(12345)
+    again = fused_tensors(fusing_named(name, (("steps", "20"),)).fuse(blocks))
+    assert all(torch.equal(again[key], tensor) for key, tensor in fused_tensors(fused).items())
+    assert torch.equal(blocks.kept["linear"], untouched.kept["linear"])
+    assert torch.equal(blocks.lost["linear"], untouched.lost["linear"])
+    assert torch.equal(blocks.vectors["linear.bias"], untouched.vectors["linear.bias"])
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_a_fused_block_takes_methods_of_its_own(name: str) -> None:
+    assert resolve(Candidate.parse(f"fuse:{name}"))[1] == (fusing_named(name),)
+    _, chain = resolve(Candidate.parse(f"fuse-next+int4-g32:{name}>gptq@damping=0.1"))
+    assert chain == (fusing_named(name), method_named("gptq", (("damping", "0.1"),)))
+    for wrong in (f"int4-g32:{name}", "fuse:gptq", f"narrow-p75:{name}"):
+        with pytest.raises(CandidateError, match="cannot fill"):
+            resolve(Candidate.parse(wrong))
+    with pytest.raises(CandidateError, match="fuses blocks"):
         method_named(name)
 
 

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from blockwright.plan import corrected, correction_factors, plan_of
+from blockwright.plan import (
+    corrected,
+    correction_factors,
+    families_on_offer,
+    only_family,
+    plan_of,
+)
 from blockwright.types import Option, Plan, Problem
 from tests.plan.problems import option, problem_of
 
@@ -82,3 +88,43 @@ def test_plans_that_keep_everything_say_nothing() -> None:
 def test_factors_stay_within_bounds() -> None:
     wild = replace(PLANS[0], measured={"selection_loss": 1e6})
     assert all(0.25 <= factor <= 4.0 for factor in correction_factors(problem(), [wild]).values())
+
+
+def structured_problem() -> Problem:
+    """Sites with low rank, zeros and a grid, whose losses are wrong by 3, 2 and 1."""
+    options = []
+    for place, site in enumerate(SITES):
+        for candidate, size, loss in (
+            ("keep", 16, 0.0),
+            ("id-p50:lord", 8, 0.1),
+            ("sparse50:sparsegpt", 9, 0.12),
+            ("int4-g64:gptq", 4, 0.2),
+        ):
+            options.append(option(site, candidate, size, loss * (1 + 0.2 * place)))
+    return problem_of(options)
+
+
+def test_families_of_formats_have_factors_of_their_own() -> None:
+    true = {"id": 3.0, "sparse": 2.0, "": 1.0}
+    problem, plans = structured_problem(), []
+    assert families_on_offer(problem) == ["", "id", "sparse"]
+    for family, factor in true.items():
+        alone = only_family(problem, family)
+        assert families_on_offer(alone) == [family]
+        chosen = [o for o in alone.options if o.candidate != "keep"]
+        loss = sum(item.loss for item in chosen) * factor
+        plans.append(replace(plan_of(alone, chosen, budget=""), measured={"selection_loss": loss}))
+    factors = correction_factors(problem, plans)
+    for family, factor in true.items():
+        kind = "blocks.*.mlp.up" + (f" as {family}" if family else "")
+        assert factors[kind] == pytest.approx(factor, rel=0.05)
+
+
+def test_one_family_leaves_blocks_and_parts_to_their_linears() -> None:
+    drop = replace(option("blocks.0", "drop", 0, 0.5), contains=tuple(SITES[:2]), weights=0)
+    keep = replace(option("blocks.0", "keep", 0, 0.0), weights=0)
+    whole = replace(structured_problem(), options=(*structured_problem().options, keep, drop))
+    offered = {(o.site, o.candidate) for o in only_family(whole, "id").options}
+    assert ("blocks.0", "drop") not in offered
+    assert ("blocks.0", "keep") in offered
+    assert {candidate for _, candidate in offered} == {"keep", "id-p50:lord"}

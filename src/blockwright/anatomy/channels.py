@@ -47,7 +47,7 @@ def find_channels(
             return None, f"the rows of {name} do not belong to single inputs of {writer}"
         found[name] = order
     channels = Channels(writer=writer, width=width, readers=found)
-    if not found or not _narrows(block, prefix, names, channels, run, same):
+    if not found or not narrows(block, prefix, names, channels, run, same):
         return None, f"a smaller {writer} gives something else than it does with inputs at zero"
     return channels, ""
 
@@ -103,7 +103,7 @@ def _order(plain_TR: Tensor, weighted_TR: Tensor, width: int) -> tuple[int, bool
     return None
 
 
-def _narrows(
+def narrows(
     block: nn.Module,
     prefix: str,
     names: Mapping[str, Site],
@@ -111,7 +111,9 @@ def _narrows(
     run: BlockRun,
     same: Same,
 ) -> bool:
-    """Whether every third channel can be left out of the modules themselves."""
+    """Whether every third channel can be left out of the modules themselves, and they then give
+    what whole ones give with it at zero.
+    """
     kept = [channel for channel in range(channels.width) if channel % 3]
     members = [_local(site, name, prefix) for name, site in names.items()]
     slices = slices_of(members, channels, kept)
@@ -124,7 +126,8 @@ def _narrows(
         given = run(With(smaller, state))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False  # its forward knows the width
-    return same(given, run(With(block, zeroed)))
+    expected = run(With(block, zeroed))
+    return given.shape == expected.shape and same(given, expected)
 
 
 def _local(site: Site, name: str, prefix: str) -> Site:

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from blockwright.anatomy.absent import install_absent
 from blockwright.anatomy.changed import With, copied
 from blockwright.anatomy.channels import find_channels
-from blockwright.types import AbsentModule, Channels, PartRole, Site
+from blockwright.anatomy.head_dims import find_head_dims
+from blockwright.anatomy.heads import find_heads
+from blockwright.types import AbsentModule, Channels, HeadDims, PartRole, Site
 
 TOLERANCE = 1e-5
 """Largest difference, relative to what the block adds, of outputs that count as the same."""
@@ -48,9 +50,13 @@ class FoundPart:
     writes_all: bool = True
     """Whether the block without all its parts hands on what it got."""
     channels: Channels | None = None
-    """Of an FFN whose width can be less."""
+    """Of a part whose width can be less: of an FFN, or key-value heads."""
     not_narrower: str = ""
-    """Why it cannot; empty for attention."""
+    """Why it cannot."""
+    heads: HeadDims | None = None
+    """Of an attention whose heads can have fewer dimensions."""
+    no_dims: str = ""
+    """Why they cannot."""
 
 
 @torch.no_grad()
@@ -195,9 +201,8 @@ def _found(trial: _Trial, part: Modules, others: Sequence[Modules]) -> FoundPart
 
 
 def _with_channels(trial: _Trial, part: FoundPart) -> FoundPart:
-    """An FFN with its channels, or with the reason why it has none."""
-    if part.role is not PartRole.FFN:
-        return part
+    """A part with its channels or heads, or with the reason why it has none."""
+    search = find_channels if part.role is PartRole.FFN else find_heads
     own = {
         site.id.removeprefix(trial.prefix): site
         for found in trial.linears.values()
@@ -207,14 +212,22 @@ def _with_channels(trial: _Trial, part: FoundPart) -> FoundPart:
         (own[name] for name in part.members),
         key=lambda site: trial.order.get(site.module.removeprefix(trial.prefix), -1),
     )
-    channels, reason = find_channels(
+
+    def run(block: nn.Module) -> Tensor:
+        return trial.run(block, trial.hidden_BTH)
+
+    channels, reason = search(
         trial.block,
         trial.prefix,
         members,
-        lambda block: trial.run(block, trial.hidden_BTH),
+        run,
         trial.same,
     )
-    return replace(part, channels=channels, not_narrower=reason)
+    part = replace(part, channels=channels, not_narrower=reason)
+    if part.role is PartRole.FFN:
+        return part
+    heads, reason = find_head_dims(trial.block, trial.prefix, members, channels, run, trial.same)
+    return replace(part, heads=heads, no_dims=reason)
 
 
 def _mixes(trial: _Trial, others: Sequence[Modules]) -> bool:

@@ -19,10 +19,10 @@ from torch import Tensor
 from blockwright.anatomy import (
     Skeleton,
     Slice,
-    narrow_shapes,
     pruned_config,
     sentinel_of,
-    slices_of,
+    shapes_within,
+    slices_within,
 )
 from blockwright.checkpoint import (
     Checkpoint,
@@ -72,7 +72,7 @@ class Layout:
     dropped: Sequence[Part] = ()
     """Parts that are left out of blocks that stay."""
     narrowed: Sequence[NarrowedPart] = ()
-    """FFNs with fewer channels."""
+    """Parts with fewer channels or heads."""
 
     @cached_property
     def packed_sites(self) -> dict[str, list[Site]]:
@@ -99,23 +99,13 @@ class Layout:
     @cached_property
     def slices(self) -> dict[str, Slice]:
         """Parameters of which a part stays."""
-        return {
-            name: slice
-            for item in self.narrowed
-            if item.part.channels is not None
-            for name, slice in slices_of(item.part.members, item.part.channels, item.kept).items()
-        }
+        return {n: slice for item in self.narrowed for n, slice in slices_within(item).items()}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Shapes of the linears of narrower FFNs."""
+        """Shapes of the linears of narrower parts."""
         return {
-            site: shape
-            for item in self.narrowed
-            if item.part.channels is not None
-            for site, shape in narrow_shapes(
-                item.part.members, item.part.channels, len(item.kept)
-            ).items()
+            site: shape for item in self.narrowed for site, shape in shapes_within(item).items()
         }
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -327,16 +317,31 @@ def _narrowed_parts(layout: Layout) -> dict[str, Any]:
     """Part -> its format, and the shapes of its linears."""
     found, kept = {}, list(layout.kept_blocks)
     for item in layout.narrowed:
-        part = item.part
-        if part.channels is not None:
-            shapes = narrow_shapes(part.members, part.channels, len(item.kept))
-            found[layout.renamed(part.site.id)] = {
-                **item.spec,
-                "role": part.role.value,
-                "block": kept.index(part.site.block or 0),
-                "shapes": {layout.renamed(site): list(shape) for site, shape in shapes.items()},
-            }
+        part, shapes = item.part, shapes_within(item)
+        found[layout.renamed(part.site.id)] = {
+            **item.spec,
+            "role": part.role.value,
+            "block": kept.index(part.site.block or 0),
+            "shapes": {layout.renamed(site): list(shape) for site, shape in shapes.items()},
+            **_placed(layout, item),
+        }
     return found
+
+
+def _placed(layout: Layout, item: NarrowedPart) -> dict[str, Any]:
+    """Where the dimensions of heads stand that stay, by linear."""
+    heads = item.part.heads
+    if heads is None or not item.dims:
+        return {}
+    places = {
+        layout.renamed(site): {
+            "size": heads.size,
+            "dims": list(dims),
+            "inputs": site == heads.output,
+        }
+        for site, dims in item.dims.items()
+    }
+    return {"placed": places}
 
 
 def _dropped_parts(layout: Layout) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from blockwright.evaluate.importance import (
     score_blocks,
     turn_of,
 )
-from blockwright.evaluate.quality import FinalHidden, measure, run_to_file
+from blockwright.evaluate.quality import FinalHidden, measure, run_from, run_to_file
 from blockwright.evaluate.sampled import BATCH_DOCUMENTS, Sampling, sample_documents
 from blockwright.evaluate.timing import TimedFolder, time_folder, time_in_turn
 
@@ -24,6 +24,7 @@ __all__ = [
     "ask_fresh_process",
     "measure",
     "removal_order",
+    "run_from",
     "run_to_file",
     "sample_documents",
     "score_blocks",

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blockwright.evaluate.quality import FinalHidden, measure, run_to_file
+from blockwright.evaluate.quality import FinalHidden, measure, run_from, run_to_file
 from blockwright.stream import ActivationFile, Inputs, Stem, Stream
 from blockwright.types import Quality
 
@@ -105,7 +105,9 @@ def score_blocks(
         end, without = None, None
         if suffixes:
             reference = original or whole
-            final = run_suffix(stream, inputs, stem, files[place], place + 1, folder)
+            target = folder / "suffix.bin"
+            target.unlink(missing_ok=True)
+            final = run_from(files[place], place + 1, stream, inputs, stem, target)
             end = turn(reference.file, final.file, inputs)
             without = measure(final, reference)
             if final.file.path != files[place].path:
@@ -148,21 +150,6 @@ def run_prefixes(stream: Stream, inputs: Inputs, folder: Path) -> tuple[Stem, li
         batches = files[place].batches(inputs.rows, inputs.batch_size)
         stream.run_block(index, stream.block(index), stem, batches, output=files[-1].path)
     return stem, files
-
-
-def run_suffix(
-    stream: Stream, inputs: Inputs, stem: Stem, start: ActivationFile, place: int, folder: Path
-) -> FinalHidden:
-    """The model's last hidden states when the blocks from ``place`` on get other inputs."""
-    current = start
-    for step, index in enumerate(stream.blocks[place:]):
-        following = stream.file(folder / f"suffix-{step % 2}.bin", stem)
-        batches = current.batches(inputs.rows, inputs.batch_size)
-        stream.run_block(index, stream.block(index), stem, batches, output=following.path)
-        if current is not start:
-            current.path.unlink()
-        current = following
-    return FinalHidden(stream, inputs, stem, current)
 
 
 def turn(first: ActivationFile, second: ActivationFile, inputs: Inputs) -> Turn:

@@ -53,6 +53,34 @@ def run_to_file(
     return FinalHidden(stream, inputs, stem, final)
 
 
+def run_from(
+    start: ActivationFile,
+    place: int,
+    stream: Stream,
+    inputs: Inputs,
+    stem: Stem,
+    target: Path,
+    advance: Callable[[], object] = lambda: None,
+) -> FinalHidden:
+    """``run_to_file`` of the blocks from ``place`` on, when what goes into them is known:
+    ``start``, which stays.  ``stem`` is that of a model with the same stem.
+    """
+    final, current = stream.file(target, stem), start
+    if final.is_complete(inputs.rows):
+        return FinalHidden(stream, inputs, stem, final)
+    left = stream.blocks[place:]
+    for position, index in enumerate(left):
+        last = position == len(left) - 1
+        following = target if last else target.with_suffix(f".{position % 2}")
+        batches = current.batches(inputs.rows, inputs.batch_size)
+        stream.run_block(index, stream.block(index), stem, batches, output=following)
+        if current is not start:
+            current.path.unlink()
+        current = stream.file(following, stem)
+        advance()
+    return FinalHidden(stream, inputs, stem, current)
+
+
 @dataclass
 class _Sums:
     """Running sums over positions, float64."""

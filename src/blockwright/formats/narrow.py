@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 from blockwright.errors import CandidateError
 from blockwright.formats import format_from_spec
 from blockwright.formats._spec import check_version
-from blockwright.types import Format, FormatLimits, PackedFormat, SiteKind, WidthFormat
+from blockwright.types import Format, FormatLimits, PackedFormat, PartRole, SiteKind, WidthFormat
 
 MULTIPLE, PACKED_MULTIPLE = 8, 64
 """Widths that kernels take without padding; that groups of inputs divide."""
@@ -41,6 +41,7 @@ class NarrowFormat(WidthFormat):
     version: ClassVar[int] = 1
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.PART})
     default_method: ClassVar[str | None] = "modegpt"
+    role: ClassVar[PartRole] = PartRole.FFN
 
     @property
     def name(self) -> str:

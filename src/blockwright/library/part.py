@@ -15,6 +15,8 @@ from blockwright.errors import NumericalError
 from blockwright.library.build import BuiltVariant, WantedVariant, build_filled
 from blockwright.registry import resolve
 from blockwright.types import (
+    Channels,
+    HeadDimFormat,
     LinearMethod,
     Part,
     Statistic,
@@ -35,7 +37,7 @@ CHANNELS, WEIGHT = "channels", "weight"
 
 @dataclass(frozen=True)
 class PartTensors:
-    """An FFN's matrices as the original has them, and what they saw."""
+    """A part's matrices as the original has them, and what they saw."""
 
     weights_OI: Mapping[str, Tensor]  # noqa: N815 - shape suffix
     """fp32, by site"""
@@ -52,18 +54,23 @@ def build_narrow(part: Part, tensors: PartTensors, wanted: WantedVariant) -> Bui
     format, (method, *_) = resolve(wanted.candidate)
     if not isinstance(format, WidthFormat) or not isinstance(method, WidthMethod):
         raise TypeError(f"{wanted.candidate} narrows no part")
-    if part.channels is None or part.not_narrower:
-        return _unavailable(part, wanted, part.not_narrower or "only an FFN has channels")
+    reason = why_not(part, format)
+    if reason or part.channels is None:
+        return unavailable(part, wanted, reason)
     seen = tensors.statistics.get(part.channels.writer)
     if seen is None or seen.tokens == 0:
-        return _unavailable(part, wanted, "no calibration token reached it")
+        return unavailable(part, wanted, "no calibration token reached it")
     began, kept = time.monotonic(), format.kept(part.channels.width)
     W_OI = tensors.weights_OI[part.channels.writer]
+    readers = _readers(part.channels, tensors)
     try:
-        kept_K, W_OK = method.narrow(W_OI, seen.only(method.needs), kept)
-        facts = _judged(W_OI, kept_K, W_OK, seen.need(Statistic.INPUT_GRAM))
+        kept_K, W_OK = method.narrow(
+            W_OI, seen.only(method.needs), kept, columns=part.channels.columns, readers=readers
+        )
+        inputs = part.channels.inputs(kept_K.tolist())
+        facts = _judged(W_OI, inputs, W_OK, seen.need(Statistic.INPUT_GRAM))
     except NumericalError as reason:
-        return _unavailable(part, wanted, str(reason))
+        return unavailable(part, wanted, str(reason))
     record = VariantRecord(
         key=wanted.key,
         site=part.site.id,
@@ -77,6 +84,13 @@ def build_narrow(part: Part, tensors: PartTensors, wanted: WantedVariant) -> Bui
     if format.values is None:
         return BuiltVariant(record, {CHANNELS: kept_K, WEIGHT: W_OK.to(tensors.dtype)})
     return _filled(part, tensors, wanted, BuiltVariant(record, {CHANNELS: kept_K}), W_OK)
+
+
+def why_not(part: Part, format: WidthFormat) -> str:
+    """Why a part cannot be made narrower in a format; empty when it can."""
+    if isinstance(format, HeadDimFormat):
+        return part.no_dims or ("" if part.heads else "it has no heads")
+    return part.not_narrower or ("" if part.channels else "it has no channels")
 
 
 def _filled(
@@ -94,15 +108,16 @@ def _filled(
     for site in part.members:
         seen = tensors.statistics.get(site.id)
         if seen is None:
-            return _unavailable(part, wanted, "no calibration token reached it")
+            return unavailable(part, wanted, "no calibration token reached it")
         if site.id == part.channels.writer:
-            W, seen = W_OK, seen.of_inputs(kept_K)
+            inputs_J = torch.tensor(part.channels.inputs(kept_K.tolist()))
+            W, seen = W_OK, seen.of_inputs(inputs_J)
         else:
             rows_R = torch.tensor(part.channels.rows(site.id, kept_K.tolist()))
             W, seen = tensors.weights_OI[site.id][rows_R].contiguous(), seen.of_outputs(rows_R)
         filled = build_filled(site.id, W, seen, wanted, (format.values, method))
         if not filled.record.available:
-            return _unavailable(part, wanted, filled.record.unavailable)
+            return unavailable(part, wanted, filled.record.unavailable)
         built.append(filled.record)
         packed |= {packed_name(site.id, name): t for name, t in filled.tensors.items()}
     stored = sum(record.stored_bytes for record in built)
@@ -110,19 +125,30 @@ def _filled(
     return BuiltVariant(replace(chosen.record, stored_bytes=stored, stored_tensors=count), packed)
 
 
-def _judged(W_OI: Tensor, kept_K: Tensor, W_OK: Tensor, C_II: Tensor) -> dict[str, Any]:
+def _readers(channels: Channels, tensors: PartTensors) -> list[Tensor]:
+    """Matrices [channels, D] that make a channel from a row each; none where it has several."""
+    found: list[Tensor] = []
+    for reader, (pieces, interleaved) in channels.readers.items():
+        shape = (channels.width, pieces) if interleaved else (pieces, channels.width)
+        parts = tensors.weights_OI[reader].unflatten(0, shape)
+        found += (parts.transpose(0, 1) if interleaved else parts).unbind(0)
+    return found if channels.columns == 1 else []
+
+
+def _judged(W_OI: Tensor, inputs: list[int], W_OK: Tensor, C_II: Tensor) -> dict[str, Any]:
     """Squared output error of what is left out, before values are rounded."""
     from blockwright.numerics.losses import quadratic_error
 
     if not W_OK.isfinite().all():
         raise NumericalError("the matrix behind the channels is not finite")
     difference_OI = -W_OI
-    difference_OI[:, kept_K] += W_OK
+    difference_OI[:, inputs] += W_OK
     error, energy = quadratic_error(difference_OI, C_II), quadratic_error(W_OI, C_II)
     return {"error": error, "relative_error": error / energy if energy > 0 else 0.0}
 
 
-def _unavailable(part: Part, wanted: WantedVariant, reason: str) -> BuiltVariant:
+def unavailable(part: Part, wanted: WantedVariant, reason: str) -> BuiltVariant:
+    """The record of a variant that cannot be built."""
     record = VariantRecord(
         key=wanted.key,
         site=part.site.id,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from blockwright.anatomy import find_sites, install_absent, install_narrow
+from blockwright.anatomy import find_sites, install_absent, install_narrow, install_placed
 from blockwright.errors import FormatError
 from blockwright.formats import format_from_spec
 from blockwright.formats._linear import FormatLinear
@@ -50,7 +50,7 @@ def install_sites(model: Any, specs: Specs) -> list[str]:
 
 
 def install_parts(model: Any, parts: Specs) -> None:
-    """Put stand-ins where parts were dropped, and smaller linears where FFNs are narrower;
+    """Put stand-ins where parts were dropped, and smaller linears where they are narrower;
     ``parts``: part id -> what the folder says of it.
 
     Raises ``FormatError`` for a part that is not in this model.
@@ -64,6 +64,12 @@ def install_parts(model: Any, parts: Specs) -> None:
             raise FormatError(
                 f"this folder changes {part}, which its model does not have"
             ) from None
+
+
+def place_heads(model: nn.Module, parts: Specs) -> None:
+    """Place what linears of heads with fewer dimensions give and read; once all modules stand."""
+    for spec in parts.values():
+        install_placed(model, spec.get("placed", {}))
 
 
 def sentinels(model: nn.Module, specs: Specs) -> list[str]:

@@ -24,6 +24,7 @@ from blockwright.loading.install import (
     install_parts,
     install_sites,
     packed_modules,
+    place_heads,
     sentinels,
 )
 
@@ -87,6 +88,7 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         install_parts(model, self.quantization_config.parts)
         names = install_sites(model, self.quantization_config.sites)
+        place_heads(model, self.quantization_config.parts)
         # The other implementations multiply with the whole stack of experts at once.
         model.set_experts_implementation("eager")
         ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()

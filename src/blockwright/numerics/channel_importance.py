@@ -63,6 +63,16 @@ def channel_scores(
     return rms_F * torch.stack(parts).mean(0)
 
 
+def largest_channels(score_I: Tensor, count: int, columns: int = 1) -> tuple[Tensor, Tensor]:
+    """The channels of largest score, int64 [K] rising, and their columns [K columns]; a channel's
+    score is the sum over its ``columns``, which stand side by side.
+    """
+    score_C = score_I.unflatten(0, (-1, columns)).sum(1)
+    kept_K = score_C.sort(descending=True, stable=True).indices[:count].sort().values
+    place = torch.arange(columns, device=score_I.device)
+    return kept_K, (kept_K[:, None] * columns + place).flatten()
+
+
 def _shares(importance_B: Tensor, share: float) -> Tensor:
     """keep_b, mean ``share``, none of 1 or more."""
     spread = float(importance_B.std(correction=0)) or 1.0

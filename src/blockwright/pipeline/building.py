@@ -22,6 +22,7 @@ from blockwright.library.build import (
 )
 from blockwright.library.group import build_group
 from blockwright.pipeline.curvature import moments_key, output_moments, site_moments
+from blockwright.pipeline.fusing import blocks_to_fuse, build_fused, wanted_fused_variants
 from blockwright.pipeline.grouping import group_tensors, groups_of, wanted_group_variants
 from blockwright.pipeline.narrowing import build_part, parts_to_narrow, wanted_part_variants
 from blockwright.pipeline.opening import Run
@@ -93,6 +94,7 @@ def build_library(run: Run) -> Built:
     wanted = {site.id: wanted_variants(run, site) for site in sites}
     wanted |= {group.site.id: wanted_group_variants(run, group) for group in groups_of(run)}
     wanted |= {part.site.id: wanted_part_variants(run, part) for part in parts_to_narrow(run)}
+    wanted |= {site.id: wanted_fused_variants(run, site) for site in blocks_to_fuse(run)}
     missing = {
         site: [item for item in items if run.library.lookup(item.key) is None]
         for site, items in wanted.items()
@@ -133,6 +135,12 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> 
                 if part.site.block == block.index and missing[part.site.id]:
                     build_part(run, part, block.statistics, missing[part.site.id])
             stage.advance()
+    blocks = [site for site in blocks_to_fuse(run) if missing[site.id]]
+    if blocks:
+        with run.progress.stage("fuse blocks", len(blocks), "blocks") as stage:
+            for site in blocks:
+                build_fused(run, site, missing[site.id])
+                stage.advance()
     tables = [site for site in run.skeleton.tables if missing[site.id]]
     if tables:
         with run.progress.stage("build tables", len(tables), "tables") as stage:
@@ -144,7 +152,7 @@ def _capture_and_build(run: Run, missing: Mapping[str, list[WantedVariant]]) -> 
 def build_block(run: Run, block: CapturedBlock, missing: Mapping[str, list[WantedVariant]]) -> None:
     """Build the missing variants of one block's sites."""
     for site in run.skeleton.block_sites(block.index):
-        items = missing.get(site.id, [])
+        items = missing.get(site.id, []) if site.parameter else []
         if items:
             W_OI = weight_of(site, block.parameters[site.parameter])
             build_site(run, site, W_OI, block.statistics.get(site.id), items)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from blockwright.errors import BudgetError
 from blockwright.pipeline.measuring import measure_on_selection
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.presets import ROUNDS
-from blockwright.plan import corrected, correction_factors, solve, uniform_plans
-from blockwright.types import Plan, Problem
+from blockwright.plan import (
+    corrected,
+    correction_factors,
+    families_on_offer,
+    only_family,
+    solve,
+    uniform_plans,
+)
+from blockwright.types import Budget, Plan, Problem
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class Chosen:
 def choose_plan(run: Run, problem: Problem) -> Chosen:
     """The plan of least measured loss on the selection text.
 
-    The uniform plan always competes: what is returned is never worse than it on that text.  Every
+    The uniform plan always competes, and so does the best plan of every family of formats where
+    there are several: what is returned is never worse than these on that text.  Every
     plan carries the loss that was predicted before it was measured; the library's problem keeps the
     last corrections, for other budgets.
     """
@@ -45,6 +54,8 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             measured.append(uniform)
         stage.advance()
         known = corrected(problem, correction_factors(problem, measured))
+        measured += [measure_on_selection(run, plan) for plan in family_plans(known, budget)]
+        known = corrected(problem, correction_factors(problem, measured))
         for _ in range(rounds):
             plan = solve(known, budget)
             if any(same_choices(plan, other) for other in measured):
@@ -54,6 +65,18 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             stage.advance()
     run.library.write_problem(known)
     return Chosen(best_measured(measured), uniform, tuple(measured), known)
+
+
+def family_plans(problem: Problem, budget: Budget) -> list[Plan]:
+    """The best plan of every family of formats alone; none where there is one family."""
+    families, found = families_on_offer(problem), []
+    for family in families if len(families) > 1 else ():
+        try:
+            plan = solve(only_family(problem, family), budget)
+        except BudgetError:
+            continue  # it does not reach the budget by itself
+        found.append(replace(plan, name=f"only {family or 'grids'}"))
+    return found
 
 
 def same_choices(plan: Plan, other: Plan) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from blockwright.anatomy import pruned_config
 from blockwright.errors import ModelError
 from blockwright.evaluate import FinalHidden
+from blockwright.library.part import why_not
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change
-from blockwright.pipeline.narrowing import freed_biases, narrow_bytes
+from blockwright.pipeline.narrowing import freed_biases, narrow_bytes, widths_for
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.parting import parts_of, without_parts
 from blockwright.registry import resolve
@@ -171,18 +172,22 @@ def drop_options(run: Run, site: Site, loss: float, held: Collection[str]) -> li
     """
     if site.block is None:
         raise ValueError(f"{site.id} is no block")
-    inner = [s.id for s in run.skeleton.block_sites(site.block) if s.parameter]
-    others = sorted(name for name in held if name.startswith(f"{site.id}."))
     drop = Option(
         site=site.id,
         candidate=str(DROP),
         weights=0,
         stored_bytes=0,
         loss=loss,
-        contains=(*inner, *others),
+        contains=inside_block(run, site, held),
         other_bytes=-run.skeleton.bytes_beside_sites(site.block),
     )
     return [left_to_parts(site), drop]
+
+
+def inside_block(run: Run, site: Site, held: Collection[str]) -> tuple[str, ...]:
+    """What is gone or decided with a block: its linears, and what of ``held`` is in it."""
+    inner = [s.id for s in run.skeleton.block_sites(site.block or 0) if s.parameter]
+    return (*inner, *sorted(name for name in held if name.startswith(f"{site.id}.")))
 
 
 def part_option(run: Run, part: Part, loss: float, held: Collection[str]) -> Option:
@@ -200,12 +205,11 @@ def part_option(run: Run, part: Part, loss: float, held: Collection[str]) -> Opt
 
 
 def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[str]) -> Option:
-    """An FFN with fewer channels, its loss not measured yet."""
+    """A part with fewer channels, its loss not measured yet."""
     format = resolve(Candidate.parse(record.candidate))[0]
-    if part.channels is None or not isinstance(format, WidthFormat):
-        raise TypeError(f"{record.candidate} at {part.site.id} is no narrower FFN")
-    kept = format.kept(part.channels.width)
-    freed = freed_biases(run, part, kept)
+    if not isinstance(format, WidthFormat):
+        raise TypeError(f"{record.candidate} at {part.site.id} is no narrower part")
+    freed = freed_biases(run, part, format)
     return Option(
         site=part.site.id,
         candidate=record.candidate,
@@ -215,25 +219,22 @@ def narrow_option(run: Run, part: Part, record: VariantRecord, held: Collection[
         key=record.key,
         contains=inside(run, part, held),
         other_bytes=-freed,
-        resident_bytes=narrow_bytes(run, part, kept, format.values, resident=True) - freed,
+        resident_bytes=narrow_bytes(run, part, format, resident=True) - freed,
     )
 
 
 def declared_narrower(run: Run, part: Part, held: Collection[str]) -> list[Option]:
-    """The widths of an FFN with the bytes that they take, losses unknown."""
-    if part.channels is None or part.not_narrower:
-        return []
+    """The widths of a part with the bytes that they take, losses unknown."""
     found = [left_to_parts(part.site)]
-    for candidate in run.candidates_for(part.site):
+    for candidate in widths_for(run, part):
         format = resolve(candidate)[0]
-        if isinstance(format, WidthFormat):
-            kept = format.kept(part.channels.width)
-            stored = narrow_bytes(run, part, kept, format.values)
+        if isinstance(format, WidthFormat) and not why_not(part, format):
+            stored = narrow_bytes(run, part, format)
             record = VariantRecord(
                 key="", site=part.site.id, candidate=str(candidate), stored_bytes=stored
             )
             found.append(narrow_option(run, part, record, held))
-    return found
+    return found if len(found) > 1 else []
 
 
 def inside(run: Run, part: Part, held: Collection[str]) -> tuple[str, ...]:

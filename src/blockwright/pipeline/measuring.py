@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from blockwright.anatomy import Skeleton
 from blockwright.attention.huggingface import use_policies
-from blockwright.evaluate import FinalHidden, measure, run_to_file
+from blockwright.evaluate import FinalHidden, measure, run_from, run_to_file
 from blockwright.kvcache import decoded
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
-from blockwright.stream import Inputs, Stream, Substituted
+from blockwright.stream import ActivationFile, Inputs, Stream, Substituted
 from blockwright.texts import TokenSet
 from blockwright.types import (
     KEEP,
@@ -65,7 +66,8 @@ def original_of_calibration(run: Run, inputs: Inputs) -> FinalHidden:
 
 
 def measure_change(run: Run, choices: Mapping[str, Choice], original: FinalHidden) -> float:
-    """Loss when some sites take a candidate and all else stays.
+    """Loss when some sites take a candidate and all else stays; blocks in front of the first that
+    changes are not run again.
 
     ``original``: on some calibration rows, see ``original_of_calibration``.
     """
@@ -79,7 +81,33 @@ def measure_change(run: Run, choices: Mapping[str, Choice], original: FinalHidde
         loss=0.0,
         choices=choices,
     )
-    return loss_of(measure_plan(run, plan, original, text))
+    return loss_of(measure_plan(run, plan, original, text, first_changed(run, choices)))
+
+
+def first_changed(run: Run, choices: Collection[str]) -> int:
+    """Index of the first block in which one of these sites is; 0 where one is outside of blocks, or
+    a policy, with which the model prepares other masks for all of them.
+    """
+    prefix, found = f"{run.skeleton.block_path}.", run.skeleton.num_blocks
+    for site in choices:
+        index = site.removeprefix(prefix).partition(".")[0]
+        inside = index.isdecimal() and not policy_block(site)
+        found = min(found, int(index) if inside else 0)
+    return found
+
+
+def in_front_of(original: FinalHidden, index: int) -> ActivationFile:
+    """The original's hidden states in front of a block, computed once."""
+    stream, stem, inputs = original.stream, original.stem, original.inputs
+    name = original.file.path.with_name
+    files = [stream.file(name(f"before-{block:04d}.bin"), stem) for block in range(index + 1)]
+    if not files[0].is_complete(inputs.rows):
+        stream.run_stem(inputs, files[0].path)
+    for block, (source, following) in enumerate(pairwise(files)):
+        if not following.is_complete(inputs.rows):
+            batches = source.batches(inputs.rows, inputs.batch_size)
+            stream.run_block(block, stream.block(block), stem, batches, output=following.path)
+    return files[index]
 
 
 def _calibration_rows(run: Run, inputs: Inputs) -> str:
@@ -95,8 +123,10 @@ def original_hidden(run: Run, inputs: Inputs, text: str) -> FinalHidden:
         return run_to_file(stream, inputs, folder / "original.bin", stage.advance)
 
 
-def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Quality:
-    """Quality of a plan without writing it out; a plan measured before is looked up."""
+def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str, first: int = 0) -> Quality:
+    """Quality of a plan without writing it out; a plan measured before is looked up.  Blocks in
+    front of ``first`` are the original's, and so is all outside of blocks where it is not 0.
+    """
     choices = {site: [choice.candidate, choice.key] for site, choice in plan.choices.items()}
     choices |= {f"healed {block}": [key] for block, key in plan.healed.items()}
     key = digest_of([run.original.fingerprint, choices, text, run.surroundings])
@@ -105,11 +135,18 @@ def measure_plan(run: Run, plan: Plan, original: FinalHidden, text: str) -> Qual
         return Quality(**known)
     target = original.file.path.with_name(f"{key}.bin")
     stream = plan_stream(run, plan)
-    with run.progress.stage(f"measure {plan.name}", len(stream.blocks) + 1, "parts") as stage:
-        hidden = run_to_file(stream, original.inputs, target, stage.advance)
+    place = sum(index < first for index in stream.blocks)
+    parts = len(stream.blocks) - place + 1
+    with run.progress.stage(f"measure {plan.name}", parts, "parts") as stage:
+        if first:
+            start = in_front_of(original, first)
+            around = (stream, original.inputs, original.stem, target, stage.advance)
+            hidden = run_from(start, place, *around)
+        else:
+            hidden = run_to_file(stream, original.inputs, target, stage.advance)
         quality = measure(hidden, original)
         stage.advance()
-    target.unlink()
+    target.unlink(missing_ok=True)
     run.library.store_result(key, asdict(quality))
     return quality
 

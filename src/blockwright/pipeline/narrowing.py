@@ -1,4 +1,4 @@
-"""Narrower FFNs: their variants, and what a plan makes of the parameters."""
+"""Narrower parts: their variants, and what a plan makes of the parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import Slice, narrow_shapes, slices_of
+from blockwright.anatomy import (
+    Slice,
+    head_shapes,
+    narrow_shapes,
+    shapes_within,
+    slices_within,
+)
 from blockwright.formats import format_from_spec
 from blockwright.library import variant_key
 from blockwright.library.build import WantedVariant, needs_of, variant_inputs
+from blockwright.library.head_dims import build_head_dims, dims_of
 from blockwright.library.part import CHANNELS, WEIGHT, PartTensors, build_narrow
 from blockwright.machine.works import works_of
 from blockwright.pipeline.curvature import moments_key, site_moments
@@ -23,12 +30,12 @@ from blockwright.stream import WeightSource, weight_of
 from blockwright.types import (
     KEEP,
     Candidate,
+    HeadDimFormat,
     NarrowedPart,
     Option,
     PackedFormat,
     PackedLinear,
     Part,
-    PartRole,
     Plan,
     Site,
     Statistic,
@@ -39,18 +46,24 @@ from blockwright.types import (
 
 
 def parts_to_narrow(run: Run) -> tuple[Part, ...]:
-    """FFNs for which narrower variants are wanted."""
-    return tuple(
-        part
-        for part in parts_of(run)
-        if part.role is PartRole.FFN and run.candidates_for(part.site)
-    )
+    """Parts for which narrower variants are wanted."""
+    return tuple(part for part in parts_of(run) if widths_for(run, part))
+
+
+def widths_for(run: Run, part: Part) -> list[Candidate]:
+    """Candidates that make this kind of part narrower."""
+    found = []
+    for candidate in run.candidates_for(part.site):
+        format = resolve(candidate)[0]
+        if isinstance(format, WidthFormat) and format.role is part.role:
+            found.append(candidate)
+    return found
 
 
 def wanted_part_variants(run: Run, part: Part) -> list[WantedVariant]:
-    """All narrower variants of an FFN on the original's inputs, with their keys."""
+    """All narrower variants of a part on the original's inputs, with their keys."""
     found = []
-    for candidate in run.candidates_for(part.site):
+    for candidate in widths_for(run, part):
         seen = f"{run.statistics_digest}/{part.site.id}"
         ranked = Statistic.OUTPUT_GRADIENT in needs_of([candidate])
         inputs = variant_inputs(
@@ -69,38 +82,46 @@ def build_part(
     statistics: Mapping[str, Statistics],
     items: Sequence[WantedVariant],
 ) -> None:
-    """Build narrower variants of an FFN and store them."""
+    """Build narrower variants of a part and store them."""
     loaded = run.original.parameters.load([member.parameter for member in part.members])
     weights = {member.id: weight_of(member, loaded[member.parameter]) for member in part.members}
     seen = {site.id: statistics[site.id] for site in part.members if site.id in statistics}
     if any(Statistic.OUTPUT_GRADIENT in needs_of([item.candidate]) for item in items):
         felt = {site.id: site_moments(run, site) for site in part.members if site.id in seen}
         seen = {name: replace(seen[name], output_gradient=G_O) for name, G_O in felt.items()}
-    tensors = PartTensors(weights, loaded[_writer(part).parameter].dtype, seen)
+    tensors = PartTensors(weights, loaded[writer_of(part).parameter].dtype, seen)
     for item in items:
         with run.library.building(item.key):
-            built = build_narrow(part, tensors, item)
+            format = resolve(item.candidate)[0]
+            build = build_head_dims if isinstance(format, HeadDimFormat) else build_narrow
+            built = build(part, tensors, item)
             record = built.record
-            if record.available and not record.stored_tensors:
-                kept = len(built.tensors[CHANNELS])
-                record = replace(record, stored_bytes=narrow_bytes(run, part, kept))
+            plain = record.available and not record.stored_tensors
+            if plain and isinstance(format, WidthFormat):
+                record = replace(record, stored_bytes=narrow_bytes(run, part, format))
             run.library.store(record, built.tensors)
 
 
-def narrow_bytes(
-    run: Run, part: Part, kept: int, values: PackedFormat | None = None, *, resident: bool = False
-) -> int:
-    """Bytes of an FFN's weights with so many channels, in a format or in their stored dtype: the
-    fewest there can be, or what they take in memory once loaded.
-    """
+def shapes_for(part: Part, format: WidthFormat) -> dict[str, tuple[int, int]]:
+    """Site -> (out, in) of a part in a format; none where it has no such channels or heads."""
+    if isinstance(format, HeadDimFormat):
+        if part.heads is None:
+            return {}
+        kept = dict.fromkeys((site.id for site in part.members), format.kept(part.heads.size))
+        return head_shapes(part, part.heads, kept)
     if part.channels is None:
-        raise ValueError(f"{part.site.id} has no channels")
-    shapes = narrow_shapes(part.members, part.channels, kept)
-    found = 0
-    for site in part.members:
-        shape, item = shapes[site.id], run.skeleton.parameters[site.parameter].itemsize
+        return {}
+    return narrow_shapes(part.members, part.channels, format.kept(part.channels.width))
+
+
+def narrow_bytes(run: Run, part: Part, format: WidthFormat, *, resident: bool = False) -> int:
+    """Bytes of a part's weights in a format, plain ones in their stored dtype: the fewest there can
+    be, or what they take in memory once loaded.
+    """
+    found, values = 0, format.values
+    for site, shape in _resized(part, format):
         if values is None:
-            found += shape[0] * shape[1] * item
+            found += shape[0] * shape[1] * run.skeleton.parameters[site.parameter].itemsize
         elif resident:
             found += values.resident_bytes(shape, run.request.device)
         else:
@@ -109,10 +130,10 @@ def narrow_bytes(
 
 
 def narrower_works(run: Run, option: Option) -> tuple[str, ...]:
-    """Names of the works of an FFN at the width and in the format of an option."""
+    """Names of the works of a part at the width and in the format of an option."""
     format = resolve(Candidate.parse(option.candidate))[0]
     if not isinstance(format, WidthFormat):
-        raise TypeError(f"{option.candidate} is no narrower FFN")
+        raise TypeError(f"{option.candidate} is no narrower part")
     name = format.values.name if format.values else str(KEEP)
     return tuple(
         work
@@ -124,10 +145,10 @@ def narrower_works(run: Run, option: Option) -> tuple[str, ...]:
 
 
 def resized_sites(run: Run) -> list[tuple[Site, tuple[int, int]]]:
-    """Linears of FFNs with the shapes that they may have."""
+    """Linears of parts with the shapes that they may have."""
     found = []
     for part in parts_to_narrow(run):
-        for candidate in run.candidates_for(part.site):
+        for candidate in widths_for(run, part):
             format = resolve(candidate)[0]
             if isinstance(format, WidthFormat):
                 found += _resized(part, format)
@@ -135,23 +156,22 @@ def resized_sites(run: Run) -> list[tuple[Site, tuple[int, int]]]:
 
 
 def _resized(part: Part, format: WidthFormat) -> list[tuple[Site, tuple[int, int]]]:
-    if part.channels is None:
-        return []
-    shapes = narrow_shapes(part.members, part.channels, format.kept(part.channels.width))
-    return [(site, shapes[site.id]) for site in part.members]
+    shapes = shapes_for(part, format)
+    return [(site, shapes[site.id]) for site in part.members if site.id in shapes]
 
 
-def freed_biases(run: Run, part: Part, kept: int) -> int:
+def freed_biases(run: Run, part: Part, format: WidthFormat) -> int:
     """Bytes of the biases that go with the other channels."""
-    if part.channels is None:
-        raise ValueError(f"{part.site.id} has no channels")
-    biases = [run.skeleton.parameters[site.bias] for site in _readers(part) if site.bias]
-    return sum(bias.nbytes - bias.nbytes // part.channels.width * kept for bias in biases)
+    return sum(
+        run.skeleton.parameters[site.bias].itemsize * (site.shape[0] - shape[0])
+        for site, shape in _resized(part, format)
+        if site.bias
+    )
 
 
 @dataclass(frozen=True)
 class Narrowing:
-    """One narrower FFN of a plan."""
+    """One narrower part of a plan."""
 
     narrowed: NarrowedPart
     tensors: Mapping[str, Tensor]
@@ -164,11 +184,12 @@ class Narrowing:
 
     def member(self, site: Site) -> Site:
         """A member at its smaller shape."""
-        part = self.narrowed.part
-        if part.channels is None:
-            raise ValueError(f"{part.site.id} has no channels")
-        shapes = narrow_shapes([site], part.channels, len(self.narrowed.kept))
-        return replace(site, shape=shapes[site.id])
+        return replace(site, shape=shapes_within(self.narrowed)[site.id])
+
+    @property
+    def members(self) -> tuple[Site, ...]:
+        """The linears of the part."""
+        return self.narrowed.part.members
 
     def packed(self, site: Site) -> dict[str, Tensor]:
         """Stored tensors of a member."""
@@ -177,10 +198,7 @@ class Narrowing:
 
     def slices(self) -> dict[str, Slice]:
         """Parameter -> what stays of it."""
-        part = self.narrowed.part
-        if part.channels is None:
-            raise ValueError(f"{part.site.id} has no channels")
-        return slices_of(part.members, part.channels, self.narrowed.kept)
+        return slices_within(self.narrowed)
 
     def tensor(self, name: str, slice: Slice, original: Tensor) -> Tensor:
         """A parameter of the whole shape, zero where nothing stays."""
@@ -189,8 +207,9 @@ class Narrowing:
         if site is not None and self.values is not None:
             member = self.member(site)
             kept = packed_module(self.values, member, self.packed(site)).dequantize()
-        elif site is not None and site.id == _writer(part).id:
-            kept = self.tensors[WEIGHT]
+        elif site is not None:
+            own = WEIGHT if site.id == writer_of(part).id else ""
+            kept = self.tensors.get(packed_name(site.id, WEIGHT), self.tensors.get(own))
         if site is None or kept is None:
             return slice.zeroed(original)
         stored = (kept.T if site.transposed else kept).contiguous()
@@ -198,7 +217,7 @@ class Narrowing:
 
 
 def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
-    """The narrower FFNs of a plan, from the library."""
+    """The narrower parts of a plan, from the library."""
     chosen = {site: choice.key for site, choice in plan.choices.items() if choice.key}
     known = {site.id for site in run.skeleton.sites}
     if not chosen.keys() - known:
@@ -209,14 +228,18 @@ def narrowings(run: Run, plan: Plan) -> list[Narrowing]:
         record = run.library.lookup(key) if key else None
         if key and record is not None:
             tensors = run.library.tensors(key)
-            kept = tuple(tensors[CHANNELS].tolist())
-            narrowed = NarrowedPart(part=part, spec=record.format_spec, kept=kept)
+            narrowed = NarrowedPart(
+                part=part,
+                spec=record.format_spec,
+                kept=tuple(tensors[CHANNELS].tolist()) if CHANNELS in tensors else (),
+                dims=dims_of(part, tensors),
+            )
             found.append(Narrowing(narrowed, tensors))
     return found
 
 
 class NarrowedSource:
-    """A source with narrower FFNs, at their whole shapes: what does not stay is zero."""
+    """A source with narrower parts, at their whole shapes: what does not stay is zero."""
 
     def __init__(self, base: WeightSource, narrowed: Iterable[Narrowing]) -> None:
         self._base = base
@@ -247,10 +270,7 @@ def packed_module(
     return module
 
 
-def _writer(part: Part) -> Site:
+def writer_of(part: Part) -> Site:
+    """The linear that reads all channels."""
     writer = part.channels.writer if part.channels else part.members[-1].id
     return next(site for site in part.members if site.id == writer)
-
-
-def _readers(part: Part) -> list[Site]:
-    return [site for site in part.members if site.id != _writer(part).id]

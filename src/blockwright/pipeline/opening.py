@@ -37,6 +37,7 @@ from blockwright.types import (
     Candidate,
     FitRequest,
     Format,
+    FuseFormat,
     PackedFormat,
     Phase,
     Plan,
@@ -160,8 +161,9 @@ class Run(Opened):
 
     @property
     def drops_blocks(self) -> bool:
-        """Whether blocks are."""
-        return self.drops_parts or DROP_RUN in self.candidates
+        """Whether blocks are; those that others take over among them."""
+        fuses = any(isinstance(resolve(c)[0], FuseFormat) for c in self.candidates)
+        return self.drops_parts or DROP_RUN in self.candidates or fuses
 
     def candidates_for(self, site: Site) -> list[Candidate]:
         """Candidates that can stand at this kind of site (built ones, not keep or drop): by their
@@ -173,6 +175,8 @@ class Run(Opened):
             return []
         if site.kind is SiteKind.PART:
             return [c for c in self.candidates if isinstance(resolve(c)[0], WidthFormat)]
+        if site.kind is SiteKind.BLOCK:
+            return [c for c in self.candidates if self._can_fuse(c, site)]
         grouped = site.kind is SiteKind.GROUP
         kind = SiteKind.LINEAR if grouped else site.kind
         return [
@@ -183,12 +187,17 @@ class Run(Opened):
             and is_scaled(candidate) == grouped
         ]
 
+    def _can_fuse(self, candidate: Candidate, site: Site) -> bool:
+        """Whether it makes one block of this one and a neighbour that is there."""
+        format, blocks = resolve(candidate)[0], self.skeleton.num_blocks
+        return isinstance(format, FuseFormat) and 0 <= format.lost(site.block or 0) < blocks
+
     @staticmethod
     def _planned_for(plan: Plan, site: Site) -> list[Candidate]:
         choice = plan.choices.get(site.id)
         candidate = Candidate.parse(choice.candidate) if choice else KEEP
         stands = is_scaled(candidate) == (site.kind is SiteKind.GROUP)
-        built = isinstance(resolve(candidate)[0], PackedFormat | WidthFormat)
+        built = isinstance(resolve(candidate)[0], PackedFormat | WidthFormat | FuseFormat)
         return [candidate] if stands and built else []
 
     def stored_bytes(self, candidate: Candidate, site: Site) -> int:

@@ -13,6 +13,7 @@ from blockwright.pipeline.seeing import first_of_each, one_batch, pattern_of
 from blockwright.types import (
     DROP,
     Channels,
+    HeadDims,
     Part,
     PartRole,
     Plan,
@@ -23,7 +24,7 @@ from blockwright.types import (
     part_site,
 )
 
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 """Raised whenever other parts may be found: part of their key."""
 
 
@@ -80,8 +81,9 @@ def _found_parts(run: Run) -> dict[tuple[str, ...], list[FoundPart]]:
     key = "parts-" + digest_of([SEARCH_VERSION, run.original.fingerprint, run.surroundings])
     known = run.library.result(key)
     if known is None:
-        known = {"blocks": _search(run)}
-        run.library.store_result(key, known)
+        found = {"blocks": _search(run)}
+        run.library.store_result(key, found)
+        known = run.library.result(key) or found  # read back: files sort names
     return {tuple(names): [_read(item) for item in parts] for names, parts in known["blocks"]}
 
 
@@ -103,7 +105,9 @@ def _search(run: Run) -> list[Any]:
 
 def _written(part: FoundPart) -> dict[str, Any]:
     channels = None if part.channels is None else asdict(part.channels)
-    return {**vars(part), "absent": absent_to_json(part.absent), "channels": channels}
+    heads = None if part.heads is None else asdict(part.heads)
+    found = {**vars(part), "absent": absent_to_json(part.absent)}
+    return {**found, "channels": channels, "heads": heads}
 
 
 def _read(item: Mapping[str, Any]) -> FoundPart:
@@ -115,14 +119,27 @@ def _read(item: Mapping[str, Any]) -> FoundPart:
         writes_all=bool(item["writes_all"]),
         channels=_read_channels(item["channels"]),
         not_narrower=str(item["not_narrower"]),
+        heads=_read_heads(item["heads"]),
+        no_dims=str(item["no_dims"]),
     )
+
+
+def _read_heads(item: Mapping[str, Any] | None) -> HeadDims | None:
+    if item is None:
+        return None
+    return HeadDims(**{**item, "units": tuple(map(tuple, item["units"]))})
 
 
 def _read_channels(item: Mapping[str, Any] | None) -> Channels | None:
     if item is None:
         return None
     readers = {name: (int(order[0]), bool(order[1])) for name, order in item["readers"].items()}
-    return Channels(writer=item["writer"], width=int(item["width"]), readers=readers)
+    return Channels(
+        writer=item["writer"],
+        width=int(item["width"]),
+        readers=readers,
+        columns=int(item["columns"]),
+    )
 
 
 def _part(run: Run, index: int, found: FoundPart) -> Part:
@@ -142,6 +159,21 @@ def _part(run: Run, index: int, found: FoundPart) -> Part:
         refused=found.refused or _shared_group(run, members),
         channels=_in_model(found.channels, path),
         not_narrower=found.not_narrower or _shared_group(run, members),
+        heads=_heads_in_model(found.heads, path),
+        no_dims=found.no_dims or _shared_group(run, members),
+    )
+
+
+def _heads_in_model(heads: HeadDims | None, path: str) -> HeadDims | None:
+    """Linears under the names of the model."""
+    if heads is None:
+        return None
+    return replace(
+        heads,
+        query=f"{path}.{heads.query}",
+        key=f"{path}.{heads.key}",
+        value=f"{path}.{heads.value}",
+        output=f"{path}.{heads.output}",
     )
 
 

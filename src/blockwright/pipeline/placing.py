@@ -12,9 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from blockwright.library.group import SCALE
+from blockwright.pipeline.fused import FusedSource, Fusing, fusings
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.healed import HealedTensors
-from blockwright.pipeline.narrowing import NarrowedSource, narrowings, packed_module
+from blockwright.pipeline.narrowing import (
+    NarrowedSource,
+    Narrowing,
+    narrowings,
+    packed_module,
+)
 from blockwright.pipeline.opening import Run
 from blockwright.pipeline.parting import dropped_parts
 from blockwright.stream import WeightSource, WithZeros
@@ -52,31 +58,39 @@ class Placement:
 
         tensors = run.skeleton.parameters
         self.narrowed = narrowings(run, plan)
-        """Narrower FFNs."""
+        """Narrower parts."""
+        self.fused = fusings(run, plan)
+        """Blocks that do their neighbour's work."""
         whole = {narrowing.narrowed.part.site.id for narrowing in self.narrowed}
+        whole |= {fusing.site.id for fusing in self.fused}
         self.keys = {site: key for site, key in self.keys.items() if site not in whole}
         dropped = dropped_parts(run, plan)
         self.absent = {name: tensors[name] for part in dropped for name in part.parameters}
         """Parameters that go with dropped parts, on ``meta``."""
 
+    @property
+    def _inner(self) -> list[Narrowing | Fusing]:
+        """What holds linears of its own."""
+        return [*self.narrowed, *self.fused]
+
     def spec(self, site: str) -> dict[str, Any]:
         """Format spec of a packed site."""
         return _record(self._run, self.keys[site], site).format_spec
 
-    def narrowed_specs(self) -> dict[str, dict[str, Any]]:
-        """Format specs of the packed matrices of narrower FFNs."""
+    def inner_specs(self) -> dict[str, dict[str, Any]]:
+        """Format specs of the packed matrices of narrower parts and fused blocks."""
         return {
-            site.id: dict(narrowing.values)
-            for narrowing in self.narrowed
-            if narrowing.values is not None
-            for site in narrowing.narrowed.part.members
+            site.id: dict(item.values)
+            for item in self._inner
+            if item.values is not None
+            for site in item.members
         }
 
     def tensors(self, site: Site) -> dict[str, Tensor]:
         """Stored tensors of a packed site, healed where they are."""
-        for narrowing in self.narrowed:
-            if site.id in {member.id for member in narrowing.narrowed.part.members}:
-                return narrowing.packed(site)
+        for item in self._inner:
+            if site.id in {member.id for member in item.members}:
+                return item.packed(site)
         return {**stored_tensors(self._run, site, self.keys[site.id]), **self._healed.packed(site)}
 
     def module(self, site: Site) -> PackedLinear:
@@ -84,10 +98,12 @@ class Placement:
         return packed_module(self.spec(site.id), site, self.tensors(site))
 
     def source(self) -> WeightSource:
-        """The original's parameters, folded, narrowed and healed; dropped parts are zero."""
+        """The original's parameters, folded, fused, narrowed and healed; dropped parts are zero."""
         base: WeightSource = self._run.original.parameters
         if self.groups:
             base = FoldedSource(self._run, base, self.groups)
+        if self.fused:
+            base = FusedSource(base, self.fused)
         if self.narrowed:
             base = NarrowedSource(base, self.narrowed)
         if self.absent:

@@ -38,13 +38,16 @@ from blockwright.pipeline.dropping import (
     measure_drops,
     narrow_option,
 )
+from blockwright.pipeline.fuse_options import MEASURED_FUSED, FusedRecord, measure_fused
+from blockwright.pipeline.fusing import blocks_to_fuse
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.measuring import measure_change, original_of_calibration
-from blockwright.pipeline.narrowing import parts_to_narrow
+from blockwright.pipeline.narrowing import parts_to_narrow, widths_for
 from blockwright.pipeline.opening import Opened, Run
 from blockwright.pipeline.parting import parts_of
 from blockwright.pipeline.presets import MEASURED_TOKENS
 from blockwright.types import (
+    DROP,
     DROP_RUN,
     Choice,
     Group,
@@ -85,12 +88,18 @@ def pose_problem(run: Run, built: Built) -> Posed:
     narrower = [
         (part, record)
         for part in parts_to_narrow(run)
-        for record in (built.records[part.site.id, str(c)] for c in run.candidates_for(part.site))
+        for record in (built.records[part.site.id, str(c)] for c in widths_for(run, part))
         if record.available
     ]
-    measured, pairs = _measured(
-        run, tables, drops, narrower, (*caches, *policies), {o.site for o in groups}
-    )
+    fused = [
+        (site, record)
+        for site in blocks_to_fuse(run)
+        for record in (built.records[site.id, str(c)] for c in run.candidates_for(site))
+        if record.available
+    ]
+    states: list[CacheOffer | PolicyOffer] = [*caches, *policies]
+    grouped = {option.site for option in groups}
+    measured, pairs = _measured(run, tables, drops, narrower, fused, states, grouped)
     problem = problem_of(run, [*options, *groups, *measured], run.statistics_digest)
     blocks = tuple(site.id for site in run.skeleton.sites if site.kind is SiteKind.BLOCK)
     problem = replace(
@@ -109,16 +118,18 @@ def _measured(
     tables: Sequence[tuple[Site, VariantRecord]],
     drops: Droppable,
     narrower: Sequence[tuple[Part, VariantRecord]],
+    fused: Sequence[FusedRecord],
     states: Sequence[CacheOffer | PolicyOffer],
     grouped: Collection[str],
 ) -> tuple[list[Option], list[Pair]]:
-    """Tables, dropped blocks and parts, narrower parts, KV caches and attention policies, each by
-    what it costs alone; neighbours by what both cost.
+    """Tables, dropped blocks and parts, narrower parts, fused blocks, KV caches and attention
+    policies, each by what it costs alone; neighbours by what both cost.
     """
     offered = parts_of(run) if run.edited else (*drops.parts, *(part for part, _ in narrower))
     parts = {part.site.id: part.site for part in offered}
     options = [left_to_parts(site) for site in parts.values()]
     changes = len(tables) + drops.changes + len(narrower) + sum(map(_changes_of, states))
+    changes += MEASURED_FUSED * len(fused)
     if not changes:
         return options, []
     held = {*grouped, *parts, *(offer.site for offer in states)}
@@ -132,6 +143,9 @@ def _measured(
             stage.advance()
         dropped, pairs = measure_drops(run, drops, original, held, stage.advance)
         options += dropped
+        alone = {option.site: option.loss for option in dropped if option.candidate == str(DROP)}
+        found, together = measure_fused(run, fused, alone, original, held, stage.advance)
+        options, pairs = [*options, *found], [*pairs, *together]
         for part, record in narrower:
             option = narrow_option(run, part, record, held)
             choice = Choice(candidate=record.candidate, stored_bytes=0, loss=0.0, key=record.key)

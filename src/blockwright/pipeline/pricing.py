@@ -10,6 +10,8 @@ from blockwright.evaluate import BATCH_DOCUMENTS
 from blockwright.pipeline.attending import policies_on_offer
 from blockwright.pipeline.caching import caches_on_offer
 from blockwright.pipeline.dropping import MEASURED_DROPS
+from blockwright.pipeline.fuse_options import MEASURED_FUSED
+from blockwright.pipeline.fusing import blocks_to_fuse
 from blockwright.pipeline.grouping import groups_of
 from blockwright.pipeline.lossless_price import price_lossless
 from blockwright.pipeline.opening import Run, open_run
@@ -25,12 +27,13 @@ from blockwright.pipeline.probing import UnitCosts, probe, probe_steps
 from blockwright.pipeline.proving import SPEED_PREFILL_TOKENS, fresh_seconds, peak_rss_bytes
 from blockwright.pipeline.sampling import documents_of, wanted_windows
 from blockwright.pipeline.weighing import check_limits
+from blockwright.plan import families_of
 from blockwright.progress import Progress, SilentProgress
 from blockwright.refine import LEAST_BATCHES, healing_inputs
 from blockwright.registry import resolve
 from blockwright.stream import BATCH_TOKENS
 from blockwright.stream.executor import CHUNK_LOGIT_BYTES
-from blockwright.types import FitRequest, Price, SiteKind, WidthFormat
+from blockwright.types import FitRequest, FuseFormat, FusingMethod, Price, SiteKind, WidthFormat
 
 RIVALS = 2
 """The solved plan and the uniform one."""
@@ -72,7 +75,9 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
     selection, heldout = run.texts.selection.tokens, run.texts.heldout.tokens
     size = run.original.checkpoint.total_file_bytes
     candidates, preset = max(1, len(run.candidates)), run.request.preset
+    families = families_of(map(str, run.candidates))
     plans = 1 + ROUNDS[preset] + _refined_plans(run) + (HEALING[preset] is not None)
+    plans += len(families) if len(families) > 1 else 0
     # one whole forward, and for every group one that ends there (two: the original's beside it)
     passes = 1 + (2 if MATCHING[preset] else 1) * (costs.groups + 1) / 2
     refined = blocks * (calibration * costs.capture * passes + costs.load)
@@ -88,6 +93,7 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
         "sensitivity": _sensitivity_seconds(run, costs),
         "refine": _refined_plans(run) * refined,
         "heal": _healing_seconds(run, costs),
+        "fuse": _fusing_seconds(run, costs),
         "measure": _measure_seconds(run, costs, selection, 1 + plans, 2 * plans)
         + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS)
         + _changes_seconds(run, costs),
@@ -130,20 +136,38 @@ def _healing_seconds(run: Run, costs: UnitCosts) -> float:
     return run.skeleton.num_blocks * (costs.load + tokens * costs.forward)
 
 
+def _fusing_seconds(run: Run, costs: UnitCosts) -> float:
+    """Tuning a block to do its neighbour's work; its statistics where its matrices are packed."""
+    inputs, seconds = run.calibration_inputs, 0.0
+    batch = healing_inputs(inputs, BATCH_TOKENS).batch_size * inputs.values.shape[1]
+    for site in blocks_to_fuse(run):
+        for candidate in run.candidates_for(site):
+            format, (method, *_) = resolve(candidate)
+            if isinstance(format, FuseFormat) and isinstance(method, FusingMethod):
+                judged = (method.checks + 1) * inputs.values.numel() / LEAST_BATCHES
+                tokens = TUNING_COST * method.steps * batch + judged
+                seconds += 2 * costs.load + tokens * costs.forward
+                packs = format.values is not None
+                seconds += packs * (inputs.values.numel() * costs.capture + costs.build)
+    return seconds
+
+
 def _changes_seconds(run: Run, costs: UnitCosts) -> float:
     """Tables, dropped blocks and parts, and KV caches, each measured by itself on some calibration
     text.
     """
-    changes = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
-    changes += MEASURED_DROPS * run.skeleton.num_blocks * run.drops_blocks
+    tables = sum(len(run.candidates_for(site)) for site in run.skeleton.tables)
+    changes = MEASURED_DROPS * run.skeleton.num_blocks * run.drops_blocks
     narrower = sum(isinstance(resolve(c)[0], WidthFormat) for c in run.candidates)
     changes += narrower * run.skeleton.num_blocks
+    changes += MEASURED_FUSED * sum(len(run.candidates_for(site)) for site in blocks_to_fuse(run))
     changes += sum(len(offer.formats) for offer in caches_on_offer(run))
     changes += sum(len(offer.policies) for offer in policies_on_offer(run))
-    if not changes:
+    if not tables + changes:
         return 0.0
     tokens = run.calibration_inputs.first(MEASURED_TOKENS[run.request.preset]).values.numel()
-    return _measure_seconds(run, costs, tokens, 1 + changes, 2 * changes)
+    models = 2 + tables + -(-changes // 2)  # from the block that changes on: half of them
+    return _measure_seconds(run, costs, tokens, models, 2 * (tables + changes))
 
 
 def _sampling_seconds(run: Run, costs: UnitCosts) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.anatomy import Skeleton, build_skeleton, install_narrow
+from blockwright.anatomy import Skeleton, build_skeleton, install_narrow, install_placed
 from blockwright.assemble import Layout, Specs, StoredTensors, write_model
 from blockwright.attention.huggingface import attends_by_policy, use_attention
 from blockwright.attention.spelling import spec_of
@@ -66,7 +66,7 @@ class Proof:
 def write_folder(run: Run, plan: Plan, folder: Path) -> int:
     """Assemble the plan in an empty folder; returns file bytes, which must keep the budget."""
     placement = Placement(run, plan)
-    specs = {site: placement.spec(site) for site in placement.keys} | placement.narrowed_specs()
+    specs = {site: placement.spec(site) for site in placement.keys} | placement.inner_specs()
     caches = {block: format.spec() for block, format in planned_caches(plan).items()}
     layout = layout_of(run, specs, kept_blocks(run, plan), caches)
     layout = replace(
@@ -167,6 +167,7 @@ def open_fitted(
     parts = config.get("parts", {}) if isinstance(config, dict) else {}
     for spec in parts.values():
         install_narrow(skeleton.model, spec.get("shapes", {}))
+        install_placed(skeleton.model, spec.get("placed", {}))
     weights: WeightSource = ParameterSource(skeleton.model, checkpoint)
     if config is not None:
         if config.get("quant_method") != "blockwright":

@@ -23,7 +23,9 @@ from blockwright.plan import check_possible, with_profile, workload_of
 from blockwright.registry import resolve
 from blockwright.types import (
     DROP,
+    KEEP,
     Candidate,
+    FuseFormat,
     Memory,
     Option,
     PackedFormat,
@@ -112,6 +114,8 @@ def weigh_option(run: Run, sites: Mapping[str, Site], option: Option) -> Option:
         return replace(option, resident_bytes=beside)
     if isinstance(format, WidthFormat):
         return replace(option, work=narrower_works(run, option))
+    if isinstance(format, FuseFormat):
+        format = format.values or resolve(KEEP)[0]
     members = [sites[name] for name in option.contains or (option.site,) if name in sites]
     members = [site for site in members if site.parameter]
     if isinstance(format, PackedFormat):
@@ -225,9 +229,12 @@ def formats_of(problem: Problem) -> list[PackedFormat]:
 
 
 def packed_formats(candidates: Iterable[Candidate]) -> list[PackedFormat]:
-    """The packed formats of candidates, those of narrower parts among them, by name."""
+    """The packed formats of candidates, those of narrower parts and fused blocks among them, by
+    name.
+    """
     found = [resolve(item)[0] for item in candidates]
-    found += [each.values for each in found if isinstance(each, WidthFormat) and each.values]
+    inner = [each for each in found if isinstance(each, WidthFormat | FuseFormat)]
+    found += [each.values for each in inner if each.values]
     formats = {format.name: format for format in found}
     return [format for _, format in sorted(formats.items()) if isinstance(format, PackedFormat)]
 

@@ -3,6 +3,7 @@
 from blockwright.refine.healing import (
     LEAST_BATCHES,
     HealedBlocks,
+    StoredBatches,
     heal_blocks,
     healing_inputs,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "RefinedSite",
     "Resolve",
     "Rounding",
+    "StoredBatches",
     "TunableBlock",
     "heal_blocks",
     "healing_inputs",

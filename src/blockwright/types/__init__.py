@@ -34,6 +34,7 @@ from blockwright.types.format import (
     VectorFormat,
     ZeroPointFormat,
 )
+from blockwright.types.fusing import FusedBlock, FuseFormat, FusingMethod, NeighbourBlocks
 from blockwright.types.group import Group, group_site
 from blockwright.types.heal import DEFAULT_MINUTES, HealRequest, HealResult, MergeResult
 from blockwright.types.limits import FormatLimits
@@ -42,6 +43,7 @@ from blockwright.types.memory import CacheGrowth, Memory
 from blockwright.types.method import LinearMethod, Method, ScalingMethod
 from blockwright.types.part import (
     AbsentModule,
+    HeadDims,
     NarrowedPart,
     Part,
     PartRole,
@@ -73,7 +75,14 @@ from blockwright.types.solution import (
 )
 from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
-from blockwright.types.width import Channels, WidthFormat, WidthMethod
+from blockwright.types.width import (
+    Channels,
+    HeadDimFormat,
+    HeadWeights,
+    NarrowHeads,
+    WidthFormat,
+    WidthMethod,
+)
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
@@ -101,10 +110,16 @@ __all__ = [
     "FitResult",
     "Format",
     "FormatLimits",
+    "FuseFormat",
+    "FusedBlock",
+    "FusingMethod",
     "Grid",
     "GridFormat",
     "GridSolution",
     "Group",
+    "HeadDimFormat",
+    "HeadDims",
+    "HeadWeights",
     "HealRequest",
     "HealResult",
     "InterpolatedFormat",
@@ -123,7 +138,9 @@ __all__ = [
     "Method",
     "MixedRowsFormat",
     "MixedRowsSolution",
+    "NarrowHeads",
     "NarrowedPart",
+    "NeighbourBlocks",
     "OffsetFormat",
     "Option",
     "OutlierFormat",

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from blockwright.types.fusing import FusingMethod
 from blockwright.types.width import WidthMethod
 
 if TYPE_CHECKING:
@@ -86,5 +87,5 @@ class ScalingMethod(ABC):
         """
 
 
-Method = LinearMethod | ScalingMethod | WidthMethod
+Method = LinearMethod | ScalingMethod | WidthMethod | FusingMethod
 """What a candidate's chain is made of."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -34,6 +34,22 @@ class AbsentModule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadDims:
+    """Linears of an attention by what they do, and the dimensions of its heads."""
+
+    query: str
+    """A site, or its name inside the block; its rows, and those of key and value, are heads of
+    ``size`` dimensions, side by side."""
+    key: str
+    value: str
+    output: str
+    """Its columns are the query heads'."""
+    size: int
+    units: tuple[tuple[int, ...], ...]
+    """Dimensions of queries and keys that a rotation by position mixes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Linears of a block that write to the residual stream together.
 
@@ -55,20 +71,27 @@ class Part:
     refused: str = ""
     """Why it cannot be dropped; empty when it can."""
     channels: Channels | None = None
-    """Of an FFN whose width can be less."""
+    """Of a part whose width can be less."""
     not_narrower: str = ""
     """Why it cannot."""
+    heads: HeadDims | None = None
+    """Of an attention whose heads can have fewer dimensions."""
+    no_dims: str = ""
+    """Why they cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowedPart:
-    """An FFN of which some channels stay."""
+    """An FFN of which some channels stay, or an attention of which some heads do."""
 
     part: Part
     spec: Mapping[str, Any]
     """Of its format."""
-    kept: tuple[int, ...]
+    kept: tuple[int, ...] = ()
     """Channels, rising."""
+    dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Linear -> the dimensions of each of its heads that stay, rising; empty where whole channels
+    go."""
 
 
 def absent_to_json(modules: tuple[AbsentModule, ...]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""MoDeGPT: channels of an FFN that explain the others stay; its last matrix is fitted again.
+"""MoDeGPT: channels that explain the others stay; the matrix behind them is fitted again.
 
 Paper:   Lin, Gao, Smith, Patel, Tuli, Shen, Jin, Hsu, "MoDeGPT: Modular Decomposition for Large
-         Language Model Compression", ICLR 2025 (its first module, the FFN).
+         Language Model Compression", ICLR 2025.
 Idea:    An FFN's matrices share an inner dimension; a Nystroem approximation of the activations
          there keeps some channels and reads the others off them.  Channels of large ridge leverage
          are those that the others cannot replace.  The least-squares fit of the last matrix does
@@ -11,12 +11,14 @@ Idea:    An FFN's matrices share an inner dimension; a Nystroem approximation of
 Equations -> code
     s_i = [C (C + ridge I)^-1]_ii           leverage       C = E[a a^T], a = the channels
     W_K = W C_:K (C_KK + damping I)^-1      refit          least squares on the channels that stay
-Shapes:  O outputs, I channels, K channels that stay.
+    the second and third modules            narrow_heads   numerics/attention_pairs
+Shapes:  O outputs, I channels, K channels that stay; of heads see HeadWeights.
 Units:   ridge and damping are multiples of C's mean diagonal.  Cost = bytes as stored.
-Needs:   INPUT_GRAM of the last matrix.   Fills: narrow-*.
+Needs:   INPUT_GRAM of the last matrix.   Fills: narrow-*, heads-*, headdim-*.
 Cost:    time O(I^3 + O I K), memory 3 I^2 doubles.
 Differs from the paper:
-    1. The FFN alone: query-key and value-output pairs keep their dimensions.
+    1. Attention may have whole heads left out by the FFN's rule too: a key-value head with its
+       query heads counts as one channel of many columns, its score the sum of theirs.
     2. The width of every FFN is the plan's choice, from measured losses, in place of a softmax of
        block scores; C is the original's, not that behind blocks that are already narrower.
     3. score=norm keeps the channels of largest root mean square times column norm.
@@ -27,6 +29,7 @@ Checked: tests/claims/test_width.py: held-out KL of the bundled model against ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,7 +37,21 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.types import Format, Statistic, Statistics, WidthFormat, WidthMethod
+from blockwright.numerics.attention_pairs import (
+    largest_units,
+    query_key_scores,
+    value_output,
+)
+from blockwright.numerics.channel_importance import largest_channels
+from blockwright.types import (
+    Format,
+    HeadWeights,
+    NarrowHeads,
+    Statistic,
+    Statistics,
+    WidthFormat,
+    WidthMethod,
+)
 
 SCORES = ("leverage", "norm")
 
@@ -75,7 +92,15 @@ class ModeGpt(WidthMethod):
     def needs(self) -> frozenset[Statistic]:
         return frozenset({Statistic.INPUT_GRAM})
 
-    def narrow(self, W_OI: Tensor, statistics: Statistics, channels: int) -> tuple[Tensor, Tensor]:
+    def narrow(
+        self,
+        W_OI: Tensor,
+        statistics: Statistics,
+        channels: int,
+        *,
+        columns: int = 1,
+        readers: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor]:
         C_II = statistics.need(Statistic.INPUT_GRAM).double()
         if not torch.isfinite(C_II).all():
             raise NumericalError("the Gram of its channels holds NaN or infinity")
@@ -84,11 +109,28 @@ class ModeGpt(WidthMethod):
             score_I = leverage(C_II, self.ridge * unit)
         else:
             score_I = C_II.diagonal().sqrt() * W_OI.double().norm(dim=0)
-        order = score_I.sort(descending=True, stable=True).indices
-        kept_K = order[:channels].sort().values
+        kept_K, inputs_J = largest_channels(score_I, channels, columns)
         if not self.refit:
-            return kept_K, W_OI[:, kept_K].contiguous()
-        return kept_K, refit(W_OI, C_II, kept_K, self.damping * unit)
+            return kept_K, W_OI[:, inputs_J].contiguous()
+        return kept_K, refit(W_OI, C_II, inputs_J, self.damping * unit)
+
+    def narrow_heads(self, heads: HeadWeights, statistics: Statistics, dims: int) -> NarrowHeads:
+        C_II = statistics.need(Statistic.INPUT_GRAM)
+        if not torch.isfinite(C_II).all():
+            raise NumericalError("the Gram of its inputs holds NaN or infinity")
+        score = query_key_scores(C_II, heads.query_HDI, heads.key_GDI, heads.units)
+        kept = largest_units(score, heads.units, dims)
+        shared = heads.query_HDI.shape[0] // heads.key_GDI.shape[0]
+        values, outputs = [], []
+        by_group = heads.output_OHD.unflatten(1, (-1, shared)).unbind(1)
+        for Wv_DI, Wo_OSD in zip(heads.value_GDI, by_group, strict=True):
+            under = Wo_OSD.transpose(0, 1).flatten(0, 1)
+            Wv_RI, Wo_ER, _ = value_output(C_II, Wv_DI, under, dims)
+            values.append(Wv_RI.float())
+            outputs += Wo_ER.float().unflatten(0, (shared, -1)).unbind(0)
+        return NarrowHeads(
+            kept=kept, value_GRI=torch.stack(values), output_OHR=torch.stack(outputs, dim=1)
+        )
 
 
 def leverage(C_II: Tensor, ridge: float) -> Tensor:
