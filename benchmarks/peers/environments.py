@@ -63,7 +63,8 @@ ENVIRONMENTS = {
         Environment("llmcompressor", SHARED),
         Environment("torchao", SHARED),
         Environment("quanto", SHARED),
-        Environment("openvino", SHARED),
+        # Its torchvision has no CPU build, and nothing here looks at pictures.
+        Environment("openvino", SHARED, install_variables={"PIP_NO_DEPS": "1"}),
         # Compiled on this machine, for its processor.
         Environment("llamacpp", SHARED, install_variables={"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}),
     )

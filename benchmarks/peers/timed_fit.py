@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from blockwright.cli.freed import return_freed_memory
 from blockwright.pipeline import fit
 from blockwright.progress import PlainProgress, Stage
 from blockwright.types import Budget, FitRequest, Preset
@@ -82,6 +83,7 @@ def split_seconds(stages: list[tuple[str, float, float]], total: float) -> dict[
 
 def main(data: dict[str, Any]) -> None:
     """Fit, and write the figures."""
+    return_freed_memory()
     progress = RecordingProgress(Path(data["marker"]))
     request = FitRequest(
         model=data["model"],

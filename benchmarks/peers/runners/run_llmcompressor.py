@@ -10,8 +10,9 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.awq import AWQModifier
-from llmcompressor.modifiers.quantization import GPTQModifier
+from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
@@ -19,6 +20,7 @@ from benchmarks.peers.job import ANSWER_FILE, Answer, Job
 from benchmarks.peers.runners.clock import Clock, saved, versions
 from benchmarks.peers.runners.dense import dense_weight, read_tokens, stored_bytes, write_dense
 
+BATCH_ROWS = 8
 COUNTED = "tensors of the saved safetensors: weight_packed (codes), scales, zero points, shapes"
 
 
@@ -37,9 +39,11 @@ def main(job: Job) -> None:
             model=model,
             tokenizer=tokenizer,
             dataset=Dataset.from_dict(rows),
-            recipe=[modifier(job)],
+            recipe=recipe(job),
             max_seq_length=ids.shape[1],
             num_calibration_samples=ids.shape[0],
+            batch_size=BATCH_ROWS,
+            shuffle_calibration_samples=False,
         )
     with clock.part("save"):
         model.save_pretrained(packed, save_compressed=True)
@@ -53,14 +57,14 @@ def main(job: Job) -> None:
         peak_bytes=peak,
         stored_bytes=stored,
         counted=COUNTED,
-        settings={"modifier": str(modifier(job))},
+        settings={"recipe": [str(step) for step in recipe(job)], "batch_size": BATCH_ROWS},
         versions=versions("llmcompressor", "compressed-tensors"),
         logits_difference=dense_folder(job, packed, list(stored)) if job.dense else None,
     )
     answer.write(Path(job.out) / ANSWER_FILE)
 
 
-def modifier(job: Job) -> Any:
+def recipe(job: Job) -> list[Any]:
     """One scheme for all linears but the head."""
     scheme = QuantizationScheme(
         targets=["Linear"],
@@ -74,8 +78,8 @@ def modifier(job: Job) -> Any:
     )
     options: dict[str, Any] = {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
     if job.algorithm == "awq":
-        return AWQModifier(**options)
-    return GPTQModifier(**options, actorder="static")
+        return [AWQModifier(duo_scaling="both"), QuantizationModifier(**options)]
+    return [GPTQModifier(**options)]
 
 
 def dense_folder(job: Job, packed: Path, names: list[str]) -> float:

@@ -10,6 +10,7 @@ import typer
 
 from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
+from blockwright.cli.freed import return_freed_memory
 from blockwright.cli.output import loading_told, print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
 from blockwright.types import DEFAULT_CONTEXT, FitRequest, Phase, Preset, Recipe
@@ -166,6 +167,7 @@ def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
 
 def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:
     """Price or fit, and print the result."""
+    return_freed_memory()
     with stdout_kept_clean():
         progress = stderr_progress()
         with loading_told(progress):
