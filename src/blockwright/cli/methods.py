@@ -24,7 +24,7 @@ def methods(*, as_json: options.AsJson = False) -> None:
 
 
 def registered() -> list[Entry]:
-    """One entry per file of ``formats``, ``methods``, ``heal/adapters`` and ``training/recipes``."""
+    """An entry per file of ``formats``, ``methods``, ``heal/adapters`` and ``training/recipes``."""
     from blockwright import registry
 
     ledger = read_ledger()
