@@ -23,7 +23,7 @@ MACHINE = {
 }
 LOSSES = {"excess_loss": 0.001, "tokens": 4096, "seed": 0}
 QUALITY = {
-    "model": "/home/somebody/model",
+    "model": "/data/somebody/model",
     "held_out": "the shipped held-out text",
     "seeds": [0],
     "sequence_length": 512,
@@ -41,7 +41,7 @@ QUALITY = {
             "format": "int3-g64",
             "who": "quanto",
             "error": "quanto has no 3 bits",
-            "log": "/home/somebody/log",
+            "log": "/data/somebody/log",
             "seed": 0,
         },
     ],
@@ -56,7 +56,7 @@ QUALITY = {
     ],
 }
 DECODE = {
-    "model": "/home/somebody/llama-22",
+    "model": "/data/somebody/llama-22",
     "prompt_tokens": 128,
     "decode_tokens": 32,
     "rounds": 3,
@@ -88,7 +88,7 @@ DECODE = {
     ],
 }
 TIME = {
-    "model": "/home/somebody/llama-22",
+    "model": "/data/somebody/llama-22",
     "tokens": 16384,
     "threads": 2,
     "blockwright": {"fit_seconds": 60.0, "tree_bytes": 10**9},
