@@ -58,7 +58,7 @@ def heal(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="First learning rate: a step's change, relative (default: 0.003)."),
+        typer.Option(help="First learning rate: a step's change, relative (default: 0.005)."),
     ] = None,
     tables: Annotated[
         bool, typer.Option(help="With auto: train embeddings and heads that are kept.")

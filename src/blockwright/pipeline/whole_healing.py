@@ -48,7 +48,7 @@ from blockwright.types import DEFAULT_MINUTES, HealRequest
 
 HEALING_VERSION = 1
 """Raised whenever healed tensors change: a stored state of another version is not continued."""
-RATE = 0.003
+RATE = 0.005
 CHECKS = 8
 RUN_FILE = "run.json"
 PLACES = ("model", "against", "out", "data", "eval_text", "eval_tokens", "save_adapter")
