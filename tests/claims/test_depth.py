@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from blockwright.cli.demo import bundled_model
 from blockwright.pipeline.building import build_library
@@ -119,24 +120,41 @@ def best(folder: Path, seed: int, *candidates: str) -> VariantRecord:
 
 @claim(
     method="fusegpt",
-    says="untrained it is plain removal, and a fused block is stored as one block",
-    measures="largest change of a tensor, stored tensors / the block's own - 1, random llama",
+    says="untrained it is plain removal",
+    measures="largest change of a tensor of the block that stays, random llama",
     grade=Grade.HARD,
     at_most=0.0,
 )
 def test_untrained_it_is_plain_removal(
     model_folder: ModelFolder, tmp_path: Path
 ) -> Iterator[float]:
-    model = with_tokenizer(model_folder("llama"), tmp_path)
-    asked = request(model, tmp_path, candidates=("fuse:fusegpt@steps=0",), preset=Preset.FAST)
-    run = open_run(asked, SilentProgress())
-    record = build_library(run).records["model.layers.1", "fuse:fusegpt@steps=0"]
-    stored = run.library.tensors(record.key)
-    names = run.skeleton.parameters_of_block(1)
-    original = run.original.parameters.load(names)
+    original, stored = untrained(model_folder, tmp_path)
     for name, tensor in original.items():
         yield float((stored[parameter_name(name)].float() - tensor.float()).abs().max())
-    yield len(stored) / len(names) - 1
+
+
+@claim(
+    method="fuse",
+    paper="Pei et al., FuseGPT, 2024",
+    says="two blocks fused are stored as one",
+    measures="|bytes of the fused block / the block's own - 1|, random llama",
+    grade=Grade.HARD,
+    at_most=0.0,
+)
+def test_two_blocks_are_stored_as_one(model_folder: ModelFolder, tmp_path: Path) -> float:
+    blocks = untrained(model_folder, tmp_path)
+    own, fused = (sum(t.numel() * t.element_size() for t in each.values()) for each in blocks)
+    return abs(fused / own - 1)
+
+
+def untrained(folder: ModelFolder, work: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A block's tensors, and those of the block that took its neighbour over without steps."""
+    model = with_tokenizer(folder("llama"), work)
+    asked = request(model, work, candidates=("fuse:fusegpt@steps=0",), preset=Preset.FAST)
+    run = open_run(asked, SilentProgress())
+    record = build_library(run).records["model.layers.1", "fuse:fusegpt@steps=0"]
+    original = run.original.parameters.load(run.skeleton.parameters_of_block(1))
+    return dict(original), dict(run.library.tensors(record.key))
 
 
 @pytest.mark.slow
