@@ -43,8 +43,8 @@ def attention(
     page: Annotated[
         Path | None,
         typer.Option(
-            help="HTML file to write in place of measuring: the tiles that each head of a block "
-            "of --model visits on shipped text."
+            help="HTML file to write.  With --policy, in place of measuring: the tiles that each "
+            "head of a block of --model visits on shipped text.  Without: growth with the length."
         ),
     ] = None,
     model: Annotated[
@@ -61,9 +61,7 @@ def attention(
     """Density, recall, error and time of a policy beside fused dense attention, in bfloat16."""
     if policy is not None and tokens is None:
         raise AttentionError("bench attention: --policy needs --tokens, e.g. --tokens 8192")
-    if page is not None:
-        if policy is None or tokens is None:
-            raise AttentionError("bench attention: --page needs --policy and --tokens")
+    if page is not None and policy is not None and tokens is not None:
         draw_tiles(page, policy, model or str(bundled_model()), block=block, tokens=tokens)
         return
     with stdout_kept_clean():
@@ -79,6 +77,8 @@ def attention(
             repeats=repeats,
         )
         figures = measure_all(setting) if policy is None else measure(policy, setting, density)
+        if page is not None:
+            draw_growth(page, figures)
     if as_json or policy is None:
         print_json(figures)
     else:
@@ -118,8 +118,25 @@ def draw_tiles(page: Path, policy: str, model: str, *, block: int, tokens: int) 
         from blockwright.pipeline.visiting import visited_tiles
 
         found = visited_tiles(model, policy, block=block, tokens=tokens, progress=stderr_progress())
+    write_page(page, render_tiles(found))
+    print_line(f"tiles: {page}")
+
+
+def draw_growth(page: Path, figures: dict[str, Any]) -> None:
+    """One plot of what was measured at several lengths."""
+    from blockwright.machine import processor
+    from blockwright.report.growth_page import render_growth
+
+    growth, setting = figures["growth"], figures["setting"]
+    subject = f"{setting['heads']} heads, {setting['threads'] or 'all'} threads, {processor()}"
+    seconds = {name: found["seconds"] for name, found in growth.items()}
+    powers = {name: found["power"] for name, found in growth.items()}
+    write_page(page, render_growth(seconds, powers, subject))
+
+
+def write_page(page: Path, text: str) -> None:
+    """Raises ``OutputError`` where it cannot be written."""
     try:
-        page.write_text(render_tiles(found), encoding="utf-8")
+        page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"page {page} cannot be written: {error.strerror or error}") from None
-    print_line(f"tiles: {page}")
