@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ModelFolder
 from tests.fits import with_tokenizer, write_texts
 
@@ -42,6 +44,7 @@ def test_formats_and_methods_by_hand(tmp_path: Path) -> None:
     assert gptq < rtn
 
 
+@pytest.mark.slow
 def test_train_sparse(model_folder: ModelFolder, tmp_path: Path) -> None:
     model = with_tokenizer(model_folder("llama"), tmp_path)
     texts, _ = write_texts(tmp_path)

@@ -130,11 +130,11 @@ def test_bdwp_against_forward_masks(seed: int) -> float:
 @pytest.mark.slow
 @claim(
     method="bdwp",
-    says="a model trained for 2:4 is stored as 2:4 with less loss than the dense one",
-    measures="held-out perplexity of the uniform sparse2of4+int4-g64 by sparsegpt, healed by bdwp /"
-    f" by dense steps, {HEALING}; 16k calibration tokens",
+    says="a model trained for 2:4 loses far less by being stored as 2:4",
+    measures="held-out KL of the uniform sparse2of4+int4-g64 by sparsegpt to what it was made of,"
+    f" healed by bdwp / by dense steps, {HEALING}; 16k calibration tokens",
     grade=Grade.SOFT,
-    at_most=0.9,
+    at_most=0.2,
 )
 def test_fit_of_a_model_trained_for_its_format(seed: int, tmp_path: Path) -> float:
     found = []
@@ -156,7 +156,7 @@ def test_fit_of_a_model_trained_for_its_format(seed: int, tmp_path: Path) -> flo
             eval_tokens=8_192,
             speed=False,
         )
-        found.append(pipeline.fit(request).fitted.perplexity or 0.0)
+        found.append(pipeline.fit(request).fitted.kl_divergence or 0.0)
     return found[0] / found[1]
 
 

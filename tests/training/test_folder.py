@@ -50,6 +50,7 @@ def test_fit_stores_what_it_was_trained_for_without_loss(model: Path, tmp_path: 
     assert of_dense > 0.01
 
 
+@pytest.mark.slow
 def test_the_same_call_resumes_and_writes_the_same_bytes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
