@@ -89,11 +89,10 @@ def _seconds_by_stage(run: Run, costs: UnitCosts) -> dict[str, float]:
         "read": size / READ_BYTES_PER_SECOND,
         "sample": _sampling_seconds(run, costs),
         "calibrate": blocks * (costs.load + costs.capture * calibration),
-        "build": blocks * costs.build + variants * costs.store,
+        "build": blocks * costs.build + variants * costs.store + _fusing_seconds(run, costs),
         "sensitivity": _sensitivity_seconds(run, costs),
         "refine": _refined_plans(run) * refined,
         "heal": _healing_seconds(run, costs),
-        "fuse": _fusing_seconds(run, costs),
         "measure": _measure_seconds(run, costs, selection, 1 + plans, 2 * plans)
         + _measure_seconds(run, costs, heldout, 1 + RIVALS, 1 + 2 * RIVALS)
         + _changes_seconds(run, costs),
