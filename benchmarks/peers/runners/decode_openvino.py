@@ -54,7 +54,7 @@ class OpenVinoEngine:
         return self._run([token])
 
     def logits(self) -> list[float]:
-        return self.logits_V.tolist()
+        return list(map(float, self.logits_V))
 
     def _run(self, ids: list[int]) -> int:
         began, self.length = self.length, self.length + len(ids)
