@@ -54,8 +54,7 @@ class OpenVinoEngine:
         return self._run([token])
 
     def logits(self) -> list[float]:
-        values: list[float] = self.logits_V.tolist()
-        return values
+        return list(map(float, self.logits_V))
 
     def _run(self, ids: list[int]) -> int:
         began, self.length = self.length, self.length + len(ids)

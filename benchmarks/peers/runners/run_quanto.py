@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from optimum.quanto import freeze, qint2, qint4, qint8, quantize
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.peers.job import ANSWER_FILE, Answer, Job
@@ -40,7 +39,7 @@ def main(job: Job) -> None:
         quantize(model, weights=KINDS[job.bits], exclude=head_name(model))
         freeze(model)
     with clock.part("save"):
-        save_file(model.state_dict(), Path(job.out) / "packed.safetensors")
+        torch.save(model.state_dict(), Path(job.out) / "packed.pt")
     peak = saved(job)
     modules = dict(quantized_modules(model))
     difference = None
