@@ -173,7 +173,7 @@ def described(name: str) -> tuple[str, str]:
         described = registry.adapter_class(name)
     else:
         raise ValueError(
-            f"claim about {name!r}: no method, format or recipe; give its family and paper"
+            f"claim about {name!r}: no method, format, adapter or recipe; give its family and paper"
         )
     header = sys.modules[described.__module__].__doc__
     paper = getattr(described, "paper", "") or header_section(header, "Paper")

@@ -101,7 +101,9 @@ def test_soft_claims_are_judged_by_their_mean() -> None:
 
 def test_a_claim_about_nothing_registered_gives_its_family_and_paper() -> None:
     terms = {"says": "s", "measures": "x", "grade": Grade.HARD, "at_most": 1.0}
-    with pytest.raises(ValueError, match="'gptk': no method or format; give its family and paper"):
+    with pytest.raises(
+        ValueError, match="'gptk': no method, format, adapter or recipe; give its family and paper"
+    ):
         claim(method="gptk", **terms)  # type: ignore[arg-type]
     assert described("gptq")[0] == "quantize"
     assert "Frantar" in described("gptq")[1]

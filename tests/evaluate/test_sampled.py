@@ -85,6 +85,7 @@ def test_documents_start_as_the_tokenizer_starts_them_or_at_random() -> None:
     assert len(set(drawn.flatten().tolist())) > 80
 
 
+@pytest.mark.slow
 def test_finished_batches_are_kept_and_the_others_do_not_depend_on_them(
     model_folder: ModelFolder, tmp_path: Path
 ) -> None:

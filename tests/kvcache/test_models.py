@@ -83,7 +83,10 @@ def test_decoding_is_what_attention_over_both_kinds_of_keys_computes(kind: str, 
     assert (found - at_once).abs().median() < 1e-3 * (found - exact).abs().median()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "gpt_neox"))],
+)
 def test_eight_bits_are_near(kind: str) -> None:
     model, ids = random_model(kind), text()
     ordinary = logits_of(model, ids, DynamicCache(config=model.config), *[1] * TOKENS)

@@ -33,11 +33,16 @@ def load(folder: Path, task: str = "causal-lm", **options: Any) -> Any:
     return builder.from_pretrained(folder, dtype=torch.float32, **options).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("budget", "preset"),
-    [(Budget(bits=4.6), Preset.BALANCED), (Budget(ratio=0.45), Preset.FAST)],
-    ids=["bits", "ratio"],
+    ("kind", "budget", "preset"),
+    [
+        *((kind, Budget(ratio=0.45), Preset.FAST) for kind in KINDS),
+        *((kind, Budget(bits=4.6), Preset.BALANCED) for kind in ("llama", "gpt2", "bert")),
+        *(
+            pytest.param(kind, Budget(bits=4.6), Preset.BALANCED, marks=pytest.mark.slow)
+            for kind in ("gemma3", "phi3", "qwen3_moe")
+        ),
+    ],
 )
 def test_fitted_folder_keeps_its_budget_and_loads(
     kind: str, budget: Budget, preset: Preset, model_folder: ModelFolder, tmp_path: Path

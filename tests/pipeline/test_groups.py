@@ -69,6 +69,7 @@ def test_a_scaled_plan_keeps_its_budget_reloads_and_builds_itself_again(tmp_path
     assert before["model.safetensors"] == after["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_scaled_plan_of_norms_that_add_one_is_healed_and_reloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
