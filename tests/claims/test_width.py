@@ -99,7 +99,7 @@ def test_smaller_matrices_are_the_whole_ones_with_zeros() -> Iterator[float]:
     x = torch.randn(2, 6, 64, generator=draw)
     for percent in (25, 50, 75):
         kept = (
-            torch.randperm(96, generator=draw)[: NarrowFormat(percent).kept(96)]
+            torch.randperm(96, generator=draw)[: NarrowFormat(percent=percent).kept(96)]
             .sort()
             .values.tolist()
         )

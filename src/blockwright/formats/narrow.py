@@ -14,86 +14,35 @@ Raises:  CandidateError for another name, FormatError for a newer version.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from blockwright.errors import CandidateError
-from blockwright.formats import format_from_spec
-from blockwright.formats._spec import check_version
-from blockwright.types import Format, FormatLimits, PackedFormat, PartRole, SiteKind, WidthFormat
+from blockwright.formats._smaller import SmallerPart
+from blockwright.types import PartRole
 
 MULTIPLE, PACKED_MULTIPLE = 8, 64
 """Widths that kernels take without padding; that groups of inputs divide."""
-NAME = re.compile(r"narrow-p([1-9]\d?)")
 
 
-@dataclass(frozen=True)
-class NarrowFormat(WidthFormat):
-    """``narrow-p75``, at an FFN."""
+@dataclass(frozen=True, kw_only=True)
+class NarrowFormat(SmallerPart):
+    """``narrow-p75``, at an FFN; ``percent`` of its channels stay."""
 
-    percent: int = 75
-    """Channels that stay, in percent."""
-    values: PackedFormat | None = None
-    """How the smaller matrices are stored; None: as the original's."""
-
-    version: ClassVar[int] = 1
-    kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.PART})
-    default_method: ClassVar[str | None] = "modegpt"
     role: ClassVar[PartRole] = PartRole.FFN
-
-    @property
-    def name(self) -> str:
-        return f"narrow-p{self.percent}" + (f"+{self.values.name}" if self.values else "")
-
-    @classmethod
-    def parse(cls, name: str) -> Self:
-        match = NAME.fullmatch(name)
-        if match is None:
-            raise CandidateError(
-                f"unknown format {name!r}; a narrower FFN is narrow-p1 to narrow-p99, the"
-                " percentage of its channels that stay, e.g. narrow-p75"
-            )
-        return cls(percent=int(match[1]))
-
-    def with_values(self, values: Format) -> Self:
-        if not isinstance(values, PackedFormat):
-            raise CandidateError(
-                f"{self.name}+{values.name}: {values.name} stores no matrix; '+' is followed by a"
-                " format of linears, e.g. narrow-p75+int4-g64"
-            )
-        return replace(self, values=values)
+    stem: ClassVar[str] = "narrow"
+    meaning: ClassVar[str] = (
+        "a narrower FFN is narrow-p1 to narrow-p99, the percentage of its channels that stay, e.g."
+        " narrow-p75"
+    )
+    use_of_values: ClassVar[str] = "e.g. narrow-p75+int4-g64"
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
         return ("narrow-p75", "narrow-p50", "narrow-p75+int4-g64")
 
-    @property
-    def limits(self) -> FormatLimits:
-        return FormatLimits()
-
     def kept(self, channels: int) -> int:
         multiple = min(PACKED_MULTIPLE if self.values else MULTIPLE, channels)
         return max(channels * self.percent // 100 // multiple, 1) * multiple
-
-    def check_shape(self, shape: tuple[int, int], where: str) -> None:
-        """Whatever has channels can have fewer."""
-
-    def stored_bytes(self, shape: tuple[int, int]) -> int:
-        """Of the matrix that reads the channels, ``(out, channels)``, in 16 bits."""
-        smaller = shape[0], self.kept(shape[1])
-        return self.values.stored_bytes(smaller) if self.values else 2 * smaller[0] * smaller[1]
-
-    def spec(self) -> dict[str, Any]:
-        spec = {"format": "narrow", "version": self.version, "percent": self.percent}
-        return spec | ({"values": self.values.spec()} if self.values else {})
-
-    @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
-        check_version(cls, spec)
-        narrow = cls(percent=int(spec["percent"]))
-        return narrow.with_values(format_from_spec(spec["values"])) if "values" in spec else narrow
 
 
 FORMAT = NarrowFormat
