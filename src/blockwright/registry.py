@@ -12,15 +12,21 @@ import difflib
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import blockwright.formats
 import blockwright.methods
-from blockwright.errors import AdapterError, AttentionError, CandidateError, TrainingError
+from blockwright.errors import (
+    AdapterError,
+    AttentionError,
+    CandidateError,
+    TrainingError,
+    UserError,
+)
 from blockwright.types import (
     Candidate,
     Format,
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 
 FAMILIES = ("quantize", "sparsify", "lowrank", "width", "depth")
 Options = tuple[tuple[str, str], ...]
+T = TypeVar("T")
 
 
 @cache
@@ -134,67 +141,54 @@ def _named(name: str, options: Options) -> Method:
     return found
 
 
-@cache
-def policy_names() -> tuple[str, ...]:
-    """Names of all attention policies."""
-    return _files(import_module("blockwright.attention.policies"))
+@dataclass(frozen=True)
+class Catalogue(Generic[T]):
+    """Classes by the names of their files, and objects of them by text."""
+
+    package: str
+    attribute: str
+    """What the class is called in every file."""
+    what: str
+    error: type[UserError]
+    also: tuple[str, ...] = ()
+    """Names that stand for a choice among the files'."""
+
+    @cache  # noqa: B019 - there are three, for the life of the process
+    def names(self) -> tuple[str, ...]:
+        """Names of all files."""
+        return _files(import_module(self.package))
+
+    def class_of(self, name: str) -> type[T]:
+        """The class of a file."""
+        if name not in self.names():
+            known = (*self.also, *self.names())
+            raise self.error(f"unknown {self.what} {name!r}{_nearest(name, known)}")
+        found: type[T] = getattr(import_module(f"{self.package}.{name}"), self.attribute)
+        return found
+
+    def named(self, text: str) -> T:
+        """An object by name, with hyperparameters: ``moba`` or ``moba@block=64,keep=3``."""
+        name, _, rest = text.partition("@")
+        pairs = [item.partition("=") for item in rest.split(",") if rest]
+        options = tuple((option, value) for option, _, value in pairs)
+        found: T = _build(self.class_of(name), f"{self.what} {name}", name, options)
+        return found
 
 
-def policy_class(name: str) -> type[Policy]:
-    """The policy class of a file."""
-    if name not in policy_names():
-        raise AttentionError(f"unknown policy {name!r}{_nearest(name, policy_names())}")
-    found: type[Policy] = import_module(f"blockwright.attention.policies.{name}").POLICY
-    return found
+_POLICIES: Catalogue[Policy] = Catalogue(
+    "blockwright.attention.policies", "POLICY", "policy", AttentionError
+)
+policy_names, policy_class, policy_named = _POLICIES.names, _POLICIES.class_of, _POLICIES.named
 
+_RECIPES: Catalogue[TrainingRecipe] = Catalogue(
+    "blockwright.training.recipes", "RECIPE", "recipe", TrainingError
+)
+recipe_names, recipe_class, recipe_named = _RECIPES.names, _RECIPES.class_of, _RECIPES.named
 
-def policy_named(text: str) -> Policy:
-    """A policy by name, with hyperparameters: ``moba`` or ``moba@block=64,keep=3``."""
-    name, options = _name_and_options(text)
-    found: Policy = _build(policy_class(name), f"policy {name}", name, options)
-    return found
-
-
-@cache
-def recipe_names() -> tuple[str, ...]:
-    """Names of all training-time recipes."""
-    return _files(import_module("blockwright.training.recipes"))
-
-
-def recipe_class(name: str) -> type[TrainingRecipe]:
-    """The class of a recipe's file."""
-    if name not in recipe_names():
-        raise TrainingError(f"unknown recipe {name!r}{_nearest(name, recipe_names())}")
-    found: type[TrainingRecipe] = import_module(f"blockwright.training.recipes.{name}").RECIPE
-    return found
-
-
-def recipe_named(text: str) -> TrainingRecipe:
-    """A recipe by name, with hyperparameters: ``bdwp`` or ``bdwp@format=sparse1of4,refresh=10``."""
-    name, options = _name_and_options(text)
-    found: TrainingRecipe = _build(recipe_class(name), f"recipe {name}", name, options)
-    return found
-
-
-@cache
-def adapter_names() -> tuple[str, ...]:
-    """Names of all adapters."""
-    return _files(import_module("blockwright.heal.adapters"))
-
-
-def adapter_class(name: str) -> type[Adapter]:
-    """The adapter class of a file."""
-    if name not in adapter_names():
-        raise AdapterError(f"unknown adapter {name!r}{_nearest(name, ('auto', *adapter_names()))}")
-    found: type[Adapter] = import_module(f"blockwright.heal.adapters.{name}").ADAPTER
-    return found
-
-
-def adapter_named(text: str) -> Adapter:
-    """An adapter by name, with hyperparameters: ``s2ft`` or ``lora@rank=16``."""
-    name, options = _name_and_options(text)
-    found: Adapter = _build(adapter_class(name), f"adapter {name}", name, options)
-    return found
+_ADAPTERS: Catalogue[Adapter] = Catalogue(
+    "blockwright.heal.adapters", "ADAPTER", "adapter", AdapterError, ("auto",)
+)
+adapter_names, adapter_class, adapter_named = _ADAPTERS.names, _ADAPTERS.class_of, _ADAPTERS.named
 
 
 def resolve(candidate: Candidate) -> tuple[Format, tuple[Method, ...]]:
@@ -290,13 +284,6 @@ def _fillers(format: Format) -> list[str]:
         if issubclass(cls, LinearMethod | WidthMethod | FusingMethod)
         and isinstance(format, cls.fills)
     ]
-
-
-def _name_and_options(text: str) -> tuple[str, Options]:
-    """Of ``name@option=value,...``."""
-    name, _, rest = text.partition("@")
-    pairs = [item.partition("=") for item in rest.split(",") if rest]
-    return name, tuple((option, value) for option, _, value in pairs)
 
 
 def _build(cls: Any, what: str, name: str, options: Options) -> Any:
