@@ -6,6 +6,7 @@ empty ``weight`` stands for the whole, so that plain loading raises at its shape
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -93,6 +94,42 @@ class CompositeLinear(FormatLinear):
             destination[prefix + name] = self.get_buffer(name)
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+
+class PlacedLinear(CompositeLinear):
+    """Parts of which each has some rows or columns; prepared, ``_places`` says which."""
+
+    _places: tuple[Tensor, ...] | None = None
+
+    @abstractmethod
+    def find_places(self) -> tuple[Tensor, ...]:
+        """int32: what products gather by, from the positions."""
+
+    @property
+    def places(self) -> tuple[Tensor, ...]:
+        """``find_places``, remembered once prepared."""
+        return self.find_places() if self._places is None else self._places
+
+    def prepare(self) -> Self:
+        if self._places is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._places = self.find_places()
+        return super().prepare()
+
+    def restore(self) -> Self:
+        self._places = None
+        return super().restore()
+
+    @property
+    def kernel(self) -> str:
+        return " + ".join(self.part(name).kernel for name in self.part_names)
+
+    @property
+    def resident_bytes(self) -> int:
+        return super().resident_bytes + sum(each.nbytes for each in self._places or ())
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.dequantize()[index].to(self.dtype)
 
 
 def packed_part(format: ValueFormat, solution: Solution, dtype: torch.dtype) -> FormatLinear:

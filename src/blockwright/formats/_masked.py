@@ -7,16 +7,16 @@ stands beside others.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockwright.formats._composite import CompositeLinear, empty_parts
+from blockwright.formats._composite import CompositeLinear, empty_parts, packed_part
 from blockwright.formats._linear import frozen_product
 from blockwright.formats.bf import BfFormat
-from blockwright.types import MaskedFormat
+from blockwright.types import MaskedFormat, MaskedSolution, Solution
 
 
 class Matrix(Protocol):
@@ -31,6 +31,9 @@ class Matrix(Protocol):
 
     def dense(self) -> Tensor:
         """W [O, I]."""
+
+
+LinearT = TypeVar("LinearT", bound="MaskedLinear")
 
 
 class MaskedLinear(CompositeLinear):
@@ -131,3 +134,45 @@ class MaskedLinear(CompositeLinear):
         if self._matrix is None:
             raise RuntimeError("the weight is not dequantized yet; call prepare() first")
         return self._matrix if isinstance(self._matrix, Tensor) else self._matrix.dense()
+
+
+def pack_masked(
+    module: type[LinearT],
+    format: MaskedFormat,
+    solution: Solution,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> LinearT:
+    """A module of kept values and their mask."""
+    if not isinstance(solution, MaskedSolution):
+        raise TypeError(f"{format.name} stores a MaskedSolution, not {solution}")
+    O, I = solution.mask_OI.shape  # noqa: E741
+    return module(
+        format,
+        (O, I),
+        parts={"values": packed_part(format.values, solution.values, dtype)},
+        positions={"positions": format.packed_positions(solution.mask_OI)},
+        bias=bias,
+        dtype=dtype,
+    )
+
+
+def empty_masked(
+    module: type[LinearT],
+    format: MaskedFormat,
+    shape: tuple[int, int],
+    *,
+    bias: bool,
+    dtype: torch.dtype,
+    device: str,
+) -> LinearT:
+    """A module without values yet."""
+    positions = torch.empty(format.position_bytes(shape), dtype=torch.uint8, device=device)
+    return module(
+        format,
+        shape,
+        parts=empty_parts(format, shape, dtype, device),
+        positions={"positions": positions},
+        bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
+        dtype=dtype,
+    )

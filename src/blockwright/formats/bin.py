@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._composite import CompositeLinear, empty_part, packed_part
+from blockwright.formats._composite import PlacedLinear, empty_part, packed_part
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.affine import AffineFormat
 from blockwright.formats.int import IntFormat
@@ -192,36 +192,16 @@ class BinFormat(SalientFormat):
         )
 
 
-class BinLinear(CompositeLinear):
-    """The packed module.  Prepared, ``_places`` holds the inputs of either part."""
+class BinLinear(PlacedLinear):
+    """The packed module; its places are the inputs of either part."""
 
     format: BinFormat  # narrower than the base's
     mask: Tensor
     factor: Tensor
-    _places: tuple[Tensor, Tensor] | None = None
-
-    def prepare(self) -> Self:
-        if self._places is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._places = self._inputs_of_parts()
-        return super().prepare()
-
-    def restore(self) -> Self:
-        self._places = None
-        return super().restore()
-
-    @property
-    def kernel(self) -> str:
-        return f"{self.part('salient').kernel} + {self.part('signs').kernel}"
-
-    @property
-    def resident_bytes(self) -> int:
-        places = sum(each.nbytes for each in self._places or ())
-        return super().resident_bytes + places
 
     def product(self, x: Tensor) -> Tensor:
         self.check_inputs(x)
-        salient, rest = self._inputs_of_parts() if self._places is None else self._places
+        salient, rest = self.places
         y = self.part("salient").product(x.index_select(-1, salient))
         return y + self.part("signs").product(x.index_select(-1, rest) * self.factor.to(x.dtype))
 
@@ -234,15 +214,12 @@ class BinLinear(CompositeLinear):
         with torch.no_grad():
             return self._joined(self.part("salient").dequantize(), self.part("signs").dequantize())
 
-    def rows(self, index: Tensor) -> Tensor:
-        return self.dequantize()[index].to(self.dtype)
-
     def _joined(self, salient_OK: Tensor, signs_OJ: Tensor) -> Tensor:
         """Columns where they belong, those of the signs times their factor."""
         stacked = torch.cat([salient_OK, signs_OJ * self.factor.float()], dim=1)
-        return stacked.index_select(1, torch.cat(self._inputs_of_parts()).argsort())
+        return stacked.index_select(1, torch.cat(self.find_places()).argsort())
 
-    def _inputs_of_parts(self) -> tuple[Tensor, Tensor]:
+    def find_places(self) -> tuple[Tensor, Tensor]:
         """int32 [K] and [J], rising."""
         is_salient_I = unpack_codes(self.mask, 1, 1, self.in_features)[0]
         order_I = is_salient_I.argsort(descending=True, stable=True).int()

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._composite import CompositeLinear, empty_part, packed_part
+from blockwright.formats._composite import PlacedLinear, empty_part, packed_part
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.int import IntFormat
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
@@ -184,52 +184,28 @@ class MixFormat(MixedRowsFormat):
         )
 
 
-class MixLinear(CompositeLinear):
-    """The packed module.  Prepared, ``_places`` holds where each row's output stands."""
+class MixLinear(PlacedLinear):
+    """The packed module; its places are where each row's output stands."""
 
     format: MixFormat  # narrower than the base's
     is_wide: Tensor
-    _places: Tensor | None = None
-
-    def prepare(self) -> Self:
-        if self._places is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._places = self._stacked_places()
-        return super().prepare()
-
-    def restore(self) -> Self:
-        self._places = None
-        return super().restore()
-
-    @property
-    def kernel(self) -> str:
-        return f"{self.part('narrow').kernel} + {self.part('wide').kernel}"
-
-    @property
-    def resident_bytes(self) -> int:
-        places = 0 if self._places is None else self._places.nbytes
-        return super().resident_bytes + places
 
     def product(self, x: Tensor) -> Tensor:
         stacked = torch.cat([self.part("narrow").product(x), self.part("wide").product(x)], dim=-1)
-        places = self._stacked_places() if self._places is None else self._places
-        return stacked.index_select(-1, places)
+        return stacked.index_select(-1, *self.places)
 
     def differentiable_weight(self) -> Tensor:
         parts = [self.part(name).differentiable_weight() for name in ("narrow", "wide")]
-        return torch.cat(parts).index_select(0, self._stacked_places())
+        return torch.cat(parts).index_select(0, *self.find_places())
 
     def dequantize(self) -> Tensor:
         parts = [self.part(name).dequantize() for name in ("narrow", "wide")]
-        return torch.cat(parts).index_select(0, self._stacked_places())
+        return torch.cat(parts).index_select(0, *self.find_places())
 
-    def rows(self, index: Tensor) -> Tensor:
-        return self.dequantize()[index].to(self.dtype)
-
-    def _stacked_places(self) -> Tensor:
+    def find_places(self) -> tuple[Tensor]:
         """int32 [O]: the place of every row below the narrow ones, then the wide ones."""
         is_wide_O = unpack_codes(self.is_wide, 1, 1, self.out_features)[0]
-        return is_wide_O.argsort(stable=True).argsort().int()
+        return (is_wide_O.argsort(stable=True).argsort().int(),)
 
 
 FORMAT = MixFormat

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats._composite import empty_parts, packed_part, values_from
-from blockwright.formats._masked import MaskedLinear, Matrix
+from blockwright.formats._composite import values_from
+from blockwright.formats._masked import MaskedLinear, Matrix, empty_masked, pack_masked
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.bf import BfFormat
 from blockwright.numerics.masks import keep_units, kept_columns, spread_units
@@ -45,7 +45,6 @@ from blockwright.types import (
     FormatLimits,
     GridFormat,
     MaskedFormat,
-    MaskedSolution,
     SiteKind,
     Solution,
     ValueFormat,
@@ -185,17 +184,7 @@ class PanelFormat(MaskedFormat):
         )
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> PanelLinear:
-        if not isinstance(solution, MaskedSolution):
-            raise TypeError(f"{self.name} stores a MaskedSolution, not {solution}")
-        O, I = solution.mask_OI.shape  # noqa: E741
-        return PanelLinear(
-            self,
-            (O, I),
-            parts={"values": packed_part(self.values, solution.values, dtype)},
-            positions={"positions": self.packed_positions(solution.mask_OI)},
-            bias=bias_O,
-            dtype=dtype,
-        )
+        return pack_masked(PanelLinear, self, solution, bias_O, dtype)
 
     def packed_positions(self, mask_OI: Tensor) -> Tensor:
         """The mask of units as stored; raises ``ValueError`` where it breaks units or counts."""
@@ -209,15 +198,7 @@ class PanelFormat(MaskedFormat):
     def empty(
         self, shape: tuple[int, int], *, bias: bool, dtype: torch.dtype, device: str = "meta"
     ) -> PanelLinear:
-        positions = torch.empty(self.position_bytes(shape), dtype=torch.uint8, device=device)
-        return PanelLinear(
-            self,
-            shape,
-            parts=empty_parts(self, shape, dtype, device),
-            positions={"positions": positions},
-            bias=torch.empty(shape[0], dtype=dtype, device=device) if bias else None,
-            dtype=dtype,
-        )
+        return empty_masked(PanelLinear, self, shape, bias=bias, dtype=dtype, device=device)
 
 
 class PanelLinear(MaskedLinear):
