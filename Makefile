@@ -20,7 +20,7 @@ setup: $(STAMP) ## create .venv and install the pinned versions
 demo: $(STAMP) ## fit the bundled model to 4.3 bits per weight, print what it cost and where its report is
 	@$(BIN)/blockwright demo --out build/demo
 test: $(STAMP) ## run the tests (slow ones left out)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/architecture -n $(TEST_WORKERS) --dist worksteal
 lint: $(STAMP) ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 types: $(STAMP) ## mypy --strict
