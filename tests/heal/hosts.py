@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -36,13 +39,19 @@ def packed_linear(name: str, W_OI: Tensor, bias: Tensor | None = None) -> Format
     return module
 
 
-def model_with(kind: HostKind, seed: int = 0) -> tuple[nn.Module, Host]:
-    """A model with one frozen host of a kind at ``PATH``."""
+@cache
+def module_of(kind: HostKind, seed: int) -> nn.Module:
+    """A linear of a kind, packed once for all tests."""
     torch.manual_seed(seed)
     dense = nn.Linear(IN, OUT)
-    module: nn.Module = dense
-    if kind is not HostKind.DENSE:
-        module = packed_linear(FORMATS[kind], dense.weight.detach(), dense.bias.detach())
+    if kind is HostKind.DENSE:
+        return dense
+    return packed_linear(FORMATS[kind], dense.weight.detach(), dense.bias.detach())
+
+
+def model_with(kind: HostKind, seed: int = 0) -> tuple[nn.Module, Host]:
+    """A model with one frozen host of a kind at ``PATH``."""
+    module = deepcopy(module_of(kind, seed))
     model = nn.Module()
     model.add_module("block", nn.Module())
     model.get_submodule("block").add_module("linear", module)
