@@ -11,7 +11,12 @@ import blockwright  # from here on transformers can load fitted folders
 
 model, out, *text = sys.argv[1:]
 result = blockwright.fit(
-    model, budget=4.6, out=out, preset="fast", calibration=text[0] if text else None
+    model,
+    budget=4.6,
+    out=out,
+    preset="fast",
+    calibration=text[0] if text else None,
+    speed=False,  # leave tokens/s unmeasured
 )
 print(f"{result.original_size_bytes} -> {result.size_bytes} bytes")
 print(f"perplexity {result.original.perplexity:.2f} -> {result.fitted.perplexity:.2f}")

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from blockwright import pipeline
 from blockwright.errors import ModelError
 from blockwright.evaluate import fresh, sampled, timing
+from blockwright.types import FitRequest, FitResult
 
 
 def answers_of(child: str, asked: dict[str, Any], failed: str) -> Iterator[dict[str, Any]]:
@@ -44,3 +46,10 @@ def load_here(patch: pytest.MonkeyPatch) -> None:
 def load_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("fresh") is None:
         load_here(monkeypatch)
+
+
+def fit_here(asked: FitRequest) -> FitResult:
+    """A fit for fixtures of modules, which begin before the patch of every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        load_here(patch)
+        return pipeline.fit(asked)

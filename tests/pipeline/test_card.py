@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from blockwright import pipeline
 from blockwright.checkpoint import ModelSource
 from blockwright.pipeline.card import (
     CARD_FILE,
@@ -24,6 +23,7 @@ from blockwright.progress import SilentProgress
 from blockwright.types import Budget, FitRequest, FitResult, Plan
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
+from tests.pipeline.conftest import fit_here
 
 ORIGINAL_CARD = """---
 license: other
@@ -47,7 +47,7 @@ def asked(model_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def result(asked: FitRequest) -> FitResult:
-    return pipeline.fit(asked)
+    return fit_here(asked)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from blockwright.pipeline import whole_healing
 from blockwright.types import Budget, FitRequest, HealRequest, HealResult, Preset, Recipe
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer
-from tests.pipeline.conftest import load_here
+from tests.pipeline.conftest import fit_here, load_here
 from tests.pipeline.test_fit import KINDS
 
 Fitted = Callable[..., tuple[Path, Path]]
@@ -42,10 +42,7 @@ def fitted(
             model = with_tokenizer(model_folder(kind, **KINDS[kind]), work)
             budget = Budget(bits=BITS[candidate.partition("-")[0].partition(":")[0]])
             asked = request(model, work, candidates=(candidate,), budget=budget)
-            with pytest.MonkeyPatch.context() as patch:
-                load_here(patch)
-                result = pipeline.fit(replace(asked, preset=Preset.FAST))
-            made[key] = model, result.out
+            made[key] = model, fit_here(replace(asked, preset=Preset.FAST)).out
         return made[key]
 
     return fit

@@ -19,6 +19,7 @@ from blockwright.formats import FormatLinear
 from blockwright.types import Budget, Preset
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer
+from tests.pipeline.conftest import fit_here
 from tests.pipeline.test_heal import asked
 
 IDS = torch.arange(5, 37)[None]
@@ -34,7 +35,7 @@ def folders(
     work = tmp_path_factory.mktemp("merged")
     model = with_tokenizer(model_folder("llama"), work)
     fit = request(model, work, candidates=("int3-g32:rtn",), budget=Budget(bits=6.0))
-    return model, pipeline.fit(replace(fit, preset=Preset.FAST)).out
+    return model, fit_here(replace(fit, preset=Preset.FAST)).out
 
 
 def trained_elsewhere(model: Path, folder: Path, config: Any) -> Path:

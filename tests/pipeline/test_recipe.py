@@ -16,6 +16,7 @@ from blockwright.pipeline.reporting import REPORT_DATA_FILE, REPORT_FILE
 from blockwright.types import Budget, FitRequest, Recipe
 from tests.conftest import ModelFolder
 from tests.fits import request, with_tokenizer, words
+from tests.pipeline.conftest import fit_here
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def fitted(model_folder: ModelFolder, tmp_path_factory: pytest.TempPathFactory) 
         budget=Budget(bits=5.5),
         eval_tokens=None,  # left to its default, so that the recipe has to fill it in
     )
-    pipeline.fit(asked)
+    fit_here(asked)
     return asked
 
 
