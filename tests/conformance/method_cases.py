@@ -7,8 +7,16 @@ from collections.abc import Iterable
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from blockwright.registry import format_named, method_class, method_names
-from blockwright.types import FusingMethod, LinearMethod, ScalingMethod, WidthMethod
+from blockwright.registry import (
+    format_named,
+    fusing_named,
+    method_class,
+    method_named,
+    method_names,
+    scaling_named,
+    width_named,
+)
+from blockwright.types import FusingMethod, LinearMethod, Method, ScalingMethod, WidthMethod
 
 GRIDS = (
     *("int2-g32", "int3-g64-sym", "int4-g128", "int4-row", "int6-g32-sym", "int8"),
@@ -99,6 +107,14 @@ METHODS = [
     for name in LINEAR
     for options in OPTIONS.get(name, ((),))
 ]
+
+
+def any_method(name: str) -> Method:
+    if name in WIDTH:
+        return width_named(name)
+    if name in FUSING:
+        return fusing_named(name)
+    return scaling_named(name) if name in SCALING else method_named(name)
 
 
 def fillings(formats: Iterable[str]) -> list[ParameterSet]:

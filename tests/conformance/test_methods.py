@@ -56,6 +56,7 @@ from tests.conformance.method_cases import (
     SCALING,
     WIDTH,
     Options,
+    any_method,
     fillings,
 )
 from tests.layers import Layer, outlier_layer
@@ -103,14 +104,6 @@ def filled_format(name: str) -> PackedFormat:
     format = format_named(name)
     assert isinstance(format, PackedFormat)
     return format
-
-
-def any_method(name: str) -> Method:
-    if name in WIDTH:
-        return width_named(name)
-    if name in FUSING:
-        return fusing_named(name)
-    return scaling_named(name) if name in SCALING else method_named(name)
 
 
 def first_format(method: Method) -> PackedFormat:
