@@ -148,7 +148,8 @@ def _add_logits(
     if original_TV is not None:
         log_p = original_TV[kept].float().log_softmax(-1)
         sums.same_top1 += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
-        sums.kl += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum().item()
+        p = log_p.exp()
+        sums.kl += p.mul_(log_p.sub_(log_q)).sum(-1).double().sum().item()
 
 
 def _measure_hidden(model: FinalHidden, original: FinalHidden) -> Quality:

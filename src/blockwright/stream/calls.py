@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 
 
 class StemDone(Exception):  # noqa: N818 - a signal, not an error
-    """Raised by the first stand-in when nothing behind it is wanted."""
+    """Raised by the stand-in behind which nothing is wanted."""
+
+
+class Stop(Enum):
+    """The stand-in that ends a forward."""
+
+    NONE = auto()
+    FIRST = auto()
+    LAST = auto()
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class BlockCall:
 class Tape:
     """What the stand-ins record and answer during one forward."""
 
-    stop_at_first: bool = False
+    stop: Stop = Stop.NONE
     extra_outputs: tuple[Any, ...] | None = None
     """None when blocks return a tensor; else what follows it in their tuple."""
     answer: Tensor | None = None
@@ -60,7 +69,7 @@ class Tape:
         if index == 0:
             self.first_hidden, self.calls = hidden, []
         self.calls.append(shared_call(call, self.calls[-1] if self.calls else None))
-        if self.stop_at_first:
+        if self.stop is Stop.FIRST or (self.stop is Stop.LAST and last):
             raise StemDone
         if last and self.answer is not None:
             hidden = self.answer

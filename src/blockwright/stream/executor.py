@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from blockwright.anatomy import Skeleton
 from blockwright.checkpoint import materialize
 from blockwright.stream.activations import ActivationFile, ActivationWriter
-from blockwright.stream.calls import BlockCall, StemDone, Tape, shared_call, stand_ins
+from blockwright.stream.calls import BlockCall, StemDone, Stop, Tape, shared_call, stand_ins
 from blockwright.stream.sources import WeightSource
 from blockwright.stream.tap import AllSeen, LinearTap, Observer
-from blockwright.types import Site
+from blockwright.types import Site, TableRole
 
 BATCH_TOKENS = 2048
-CHUNK_LOGIT_BYTES = 64 * 2**20
+CHUNK_LOGIT_BYTES = 32 * 2**20
 Around = Callable[[int], AbstractContextManager[object]]
 """What stands around the forward of a block, by its index."""
 
@@ -104,14 +104,16 @@ class Stream:
     @torch.no_grad()
     def run_stem(self, inputs: Inputs, target: Path) -> Stem:
         """Write the inputs of the first block to ``target``."""
-        shell, tape = self._shell(), Tape()
+        shell, tape = self._shell(without=TableRole.HEAD), Tape()
         calls: list[list[BlockCall]] = []
         self._put_stand_ins(shell, tape)
         with ActivationWriter(target) as writer:
             for batch in inputs.batches():
                 if not calls:
                     tape.extra_outputs = self._extra_outputs(shell, tape, inputs.name, batch)
-                self._forward(shell, inputs.name, batch)
+                tape.stop = Stop.LAST
+                with suppress(StemDone):
+                    self._forward(shell, inputs.name, batch)
                 last = calls[-1] if calls else tape.calls
                 calls.append([shared_call(c, p) for c, p in zip(tape.calls, last, strict=True)])
                 hidden = cast(Tensor, tape.first_hidden)
@@ -120,10 +122,9 @@ class Stream:
 
     def _extra_outputs(self, shell: nn.Module, tape: Tape, name: str, batch: Tensor) -> Any:
         """What a block returns beside its hidden states: found by running block 0 once."""
-        tape.stop_at_first = True
+        tape.stop = Stop.FIRST
         with suppress(StemDone):
             self._forward(shell, name, batch)
-        tape.stop_at_first = False
         outputs = tape.calls[0].outputs(self.block(0), cast(Tensor, tape.first_hidden))
         return None if isinstance(outputs, Tensor) else tuple(outputs[1:])
 
@@ -203,7 +204,8 @@ class Stream:
         """The head, kept in memory: last hidden states [B, T, H] and the inputs that they belong to
         -> logits [B, T, V], of others than language models last hidden states.
         """
-        shell, tape = self._shell(), Tape(extra_outputs=stem.extra_outputs)
+        shell = self._shell(without=TableRole.EMBEDDING)
+        tape = Tape(extra_outputs=stem.extra_outputs)
         self._put_stand_ins(shell, tape)
 
         @torch.no_grad()
@@ -218,10 +220,11 @@ class Stream:
     def _head_outputs(
         self, inputs: Inputs, stem: Stem, hidden: ActivationFile, observer: Observer | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        shell, tape = self._shell(), Tape(extra_outputs=stem.extra_outputs)
+        shell = self._shell(without=TableRole.EMBEDDING)
+        tape = Tape(extra_outputs=stem.extra_outputs)
         shell.requires_grad_(False)
         self._put_stand_ins(shell, tape)
-        tables = {site.id: site for site in self.skeleton.tables}
+        tables = {s.id: s for s in self.skeleton.tables if s.role is not TableRole.EMBEDDING}
         parameters = {n: p.detach() for n, p in shell.named_parameters()}
         tap = LinearTap(parameters, tables, observer) if observer else nullcontext()
         start = 0
@@ -249,10 +252,17 @@ class Stream:
         for some in rows_BTH.split(max(1, tokens // length)):
             yield from some.split(tokens, dim=1) if length > tokens else (some,)
 
-    def _shell(self) -> nn.Module:
-        """Stem and head with their weights and an empty block list."""
-        path = self.skeleton.block_path
-        tensors = self.source.load(self.skeleton.stem_head_parameters)
+    def _shell(self, *, without: TableRole) -> nn.Module:
+        """Stem and head with their weights and an empty block list.
+
+        A table of the role ``without`` is not read: zeros that take no memory stand there.
+        """
+        path, skeleton = self.skeleton.block_path, self.skeleton
+        unread = {site.parameter for site in skeleton.tables if site.role is without}
+        names = [name for name in skeleton.stem_head_parameters if name not in unread]
+        zero = torch.zeros((), dtype=self.dtype)
+        tensors = self.source.load(names)
+        tensors |= {name: zero.expand(skeleton.parameters[name].shape) for name in unread}
         shell = materialize(self.skeleton.model, tensors, self.skeleton.model, leave=(path,))
         shell.set_submodule(path, nn.ModuleList())
         return self._cast(shell)
