@@ -1,5 +1,5 @@
 """``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] [kvcache]
-[structure] --out DIR``: JSON, with the machine's description.
+[structure] [step] --out DIR``: JSON, with the machine's description.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks import (
     price,
     quality,
     speedup,
+    step,
     structure,
 )
 from blockwright.machine import describe_machine
@@ -26,7 +27,7 @@ from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 """What ``make bench`` runs."""
-MORE = ("calibration", "kvcache", "structure")
+MORE = ("calibration", "kvcache", "structure", "step")
 """What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
@@ -48,6 +49,7 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
     rest: dict[str, Callable[[], dict[str, Any]]] = {
         "price": lambda: price.run(arguments.out),
         "calibration": lambda: calibration.run(arguments.out),
+        "step": lambda: step.run(arguments.out, arguments.blocks),
         "structure": lambda: structure.run(arguments.out, arguments.model, arguments.seeds),
     }
     return rest[which]()
