@@ -3,7 +3,7 @@
     python -m benchmarks.rounding --out FILE [--model FOLDER] [--seeds 0] [--formats int3-g64 ...]
 
 For every format and method: the library's variants, refined in order (aiming at the original's
-weights, then at its outputs), healed (scales and norms), healed with codes.
+weights, then at its outputs), healed (scales and norms).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,16 +92,11 @@ def stages(run: Run, arguments: argparse.Namespace) -> Iterator[tuple[str, Plan,
         with patch.dict(presets.MATCHING, {Preset.BALANCED: matched}):
             refined = solve_sequentially(run, plan)
         yield done(f"refined to {aim}", refined)
-    for steps in arguments.steps:
-        for rounding in arguments.rounding:
-            began = time.process_time()
-            for extra in arguments.settings:
-                began = time.process_time()
-                settings = TuningSettings(
-                    steps=steps, rate=arguments.rate, rounding_rate=rounding, **json.loads(extra)
-                )
-                healed = heal_each_block(run, replace(refined, healed={}), settings)
-                yield done(f"healed, {steps} steps, codes {rounding:g}, {extra}", healed)
+    for steps, extra in product(arguments.steps, arguments.settings):
+        began = time.process_time()
+        settings = TuningSettings(steps=steps, rate=arguments.rate, **json.loads(extra))
+        healed = heal_each_block(run, replace(refined, healed={}), settings)
+        yield done(f"healed, {steps} steps, {extra}", healed)
 
 
 def main() -> None:
@@ -117,7 +113,6 @@ def main() -> None:
     parser.add_argument("--eval-tokens", type=int)
     parser.add_argument("--steps", type=int, nargs="+", default=[32])
     parser.add_argument("--rate", type=float, default=0.005)
-    parser.add_argument("--rounding", type=float, nargs="+", default=[0.0, 0.01])
     parser.add_argument("--settings", nargs="+", default=["{}"], help="more TuningSettings, JSON")
     parser.add_argument(
         "--aims", nargs="+", choices=("weights", "outputs"), default=["weights", "outputs"]

@@ -93,30 +93,13 @@ def test_a_healed_plan_is_closer_to_the_original_on_calibration_text(
     assert after < before
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"rounding_rate": 0.02}, {"sensitive": True}, {"window": 2, "rounding_rate": 0.02}],
-    ids="-".join,
-)
-def test_codes_windows_and_sensitivity_bring_it_closer_at_the_same_bytes(
-    changes: dict[str, Any], model_folder: ModelFolder, tmp_path: Path
+def test_a_window_of_two_blocks_brings_it_closer(
+    model_folder: ModelFolder, tmp_path: Path
 ) -> None:
     run = opened(asked("llama", model_folder, tmp_path, candidates=COARSE[:1]))
     plan = planned(run)
-    healed = heal_each_block(run, plan, replace(SETTINGS, **changes))
+    healed = heal_each_block(run, plan, replace(SETTINGS, window=2))
     assert healed.healed
-    tensors: dict[str, torch.Tensor] = {}
-    for key in healed.healed.values():
-        tensors |= run.library.tensors(key)
-    codes = {
-        name: t for name, t in tensors.items() if name.endswith("/weight") and "packed" in name
-    }
-    assert bool(codes) == ("rounding_rate" in changes)
-    for name, tensor in codes.items():
-        site = name.split("/")[1]
-        before = run.library.tensors(plan.choices[site].key)["weight"]
-        assert (tensor.dtype, tensor.shape) == (before.dtype, before.shape)
-        assert not torch.equal(tensor, before)
     (tmp_path / "a").mkdir()
     original = final_hidden(run.stream(), run, tmp_path / "a")
     errors = [

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.formats import FormatLinear
-from blockwright.refine import Rounding, TunableBlock
+from blockwright.refine import TunableBlock
 from blockwright.registry import format_named, method_named
 from blockwright.stream import Inputs, Stem, Stream, weight_of, with_weights
-from blockwright.tuning import TrainedCodes, TrainedTensor, depended_on
+from blockwright.tuning import TrainedTensor, depended_on
 from blockwright.types import GridFormat, PackedFormat, PackedLinear, Site, Statistics
 from tests.conftest import ModelFolder
 from tests.models import KINDS
@@ -56,13 +56,8 @@ class Case:
         with torch.no_grad():
             return self.stem.calls[0][1].run(self.block, self.hidden)
 
-    def tunable(self, rounding: Rounding | None = None) -> TunableBlock:
-        return TunableBlock(self.stream, 1, self.stream.block(1), self.modules, rounding)
-
-    def rounding(self, pull: float = 0.5) -> Rounding:
-        parameters = self.stream.parameters(1, self.stream.block(1))
-        originals = {site: weight_of(site, parameters[site.parameter]) for site in self.modules}
-        return Rounding(originals, pace=1.0, pull=pull)
+    def tunable(self) -> TunableBlock:
+        return TunableBlock(self.stream, 1, self.stream.block(1), self.modules)
 
 
 def start_values(block: TunableBlock) -> dict[str, Tensor]:
@@ -93,27 +88,6 @@ def test_scales_norms_and_biases_are_trained_and_nothing_else(case: Case) -> Non
     }
     assert trained == sites | vectors
     assert vectors
-
-
-def test_codes_are_trained_where_it_is_asked_for_and_start_as_they_are(case: Case) -> None:
-    before = {site: module.stored_tensor("weight") for site, module in case.modules.items()}
-    block = case.tunable(case.rounding())
-    codes = {f"packed/{site.id}/weight" for site in case.modules}
-    assert set(block.trained) == set(case.tunable().trained) | codes
-    output = block.forward(start_values(block), case.hidden, case.stem.calls[0][1])
-    torch.testing.assert_close(output.detach(), case.plain(), rtol=1e-5, atol=1e-5)
-    for site, stored in before.items():
-        assert torch.equal(block.trained[f"packed/{site.id}/weight"].stored(), stored)
-
-
-def test_rounded_to_nearest_no_code_wants_to_move(case: Case) -> None:
-    """Where it starts between code and weight, it starts at the weight's own place."""
-    block = case.tunable(case.rounding(pull=1.0))
-    for name, trained in block.trained.items():
-        if isinstance(trained, TrainedCodes):
-            inside = (trained.start > 0) & (trained.start < 7)
-            assert inside.float().mean() > 0.5, name
-            assert torch.equal(trained.start.round().clamp(0, 7), trained.value().detach())
 
 
 def test_every_tensor_that_the_batch_reaches_gets_a_gradient(case: Case) -> None:

@@ -4,7 +4,6 @@ from blockwright.capture.grouping import FoundGroup, find_groups
 from blockwright.capture.observe import BlockObserver, token_counts
 from blockwright.capture.paired import PairedObserver, original_inputs
 from blockwright.capture.reverse import (
-    boundary_moment,
     gradients_path,
     hidden_mean_square,
     probe_loss,
@@ -24,7 +23,6 @@ __all__ = [
     "CapturedBlock",
     "FoundGroup",
     "PairedObserver",
-    "boundary_moment",
     "capture_tables",
     "find_groups",
     "forward_sweep",

@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blockwright.capture.accumulators import Gram
 from blockwright.capture.sweep import inputs_path, linear_sites
 from blockwright.stream import (
     ActivationFile,
@@ -44,17 +43,6 @@ from blockwright.types import Site
 def gradients_path(folder: Path, index: int) -> Path:
     """Gradient at the inputs of block ``index``; index = number of blocks: at the last outputs."""
     return folder / f"gradients-{index:04d}.bin"
-
-
-def boundary_moment(gradients: ActivationFile, rows: int, batch_size: int) -> Tensor:
-    """F = E[g g^T] of the gradients at a block boundary, [H, H] fp32, mean over tokens.
-
-    A change e of the hidden states there costs about 1/2 E[e^T F e] nats per token.
-    """
-    gram = Gram(gradients.row_shape[-1])
-    for batch in gradients.batches(rows, batch_size):
-        gram.update(batch.flatten(0, -2))
-    return gram.result()
 
 
 class OutputMoments:

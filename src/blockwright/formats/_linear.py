@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockwright.errors import FormatError
-from blockwright.types import PackedFormat, StoredCodes
+from blockwright.types import PackedFormat
 
 CHUNK_WEIGHTS = 1 << 20
 """Weights dequantized at a time from dense codes: 4 MiB of fp32."""
@@ -161,10 +161,6 @@ class FormatLinear(nn.Module, ABC):
         """Put another tensor in its place, of any dtype and with gradients, for tuning."""
         part, _, leaf = name.rpartition(".")
         setattr(self.get_submodule(part), leaf, tensor)
-
-    def stored_codes(self) -> Mapping[str, StoredCodes]:
-        """Codes that can be tuned; see ``types.PackedLinear``."""
-        return {}
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """The tensors as stored on disk, machine-independent, bias included."""

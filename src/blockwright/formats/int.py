@@ -27,7 +27,6 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product, starmap
 from typing import Any, ClassVar, Self
 
@@ -53,7 +52,6 @@ from blockwright.types import (
     FormatLimits,
     GridSolution,
     Solution,
-    StoredCodes,
     ZeroPointFormat,
 )
 
@@ -94,18 +92,8 @@ class IntLinear(Int4Linear):
     def kernel(self) -> str:
         return "int8" if self._is_on_int8() else super().kernel
 
-    def stored_codes(self) -> Mapping[str, StoredCodes]:
-        codes_OI, levels = self._codes(slice(None)), 1 << self.format.bits
-        pack = partial(pack_codes, bits=self.format.bits)
-        return {"weight": StoredCodes(codes_OI=codes_OI, levels=levels, pack=pack)}
-
     def _is_on_int8(self) -> bool:
         return self.format.on_int8_kernel and self.device.type == "cpu"
-
-    def _codes(self, rows: slice | Tensor) -> Tensor:
-        """As they were given while they are tuned."""
-        codes = self.get_buffer("weight")
-        return codes[rows] if codes.is_floating_point() else super()._codes(rows)
 
     def _zero_points(self, rows: slice | Tensor) -> Tensor:
         """fp32 [rows, G], or [1, 1]"""

@@ -9,23 +9,17 @@ import torch
 from torch import Tensor
 
 from blockwright.capture import (
-    boundary_moment,
-    gradients_path,
     hidden_mean_square,
     inputs_path,
     probe_loss,
     reverse_sweep,
     sampled_label_loss,
 )
-from blockwright.numerics.inverse_hessian import damped
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.presets import REVERSE_TOKENS
 from blockwright.pipeline.sweeping import sweep_original
 from blockwright.stream import Inputs, Loss, Stem, Stream
 from blockwright.types import Site
-
-BOUNDARY_DAMPING = 0.1
-"""Of a boundary's moment, relative to its mean diagonal: what few gradients say is not all."""
 
 
 def reverse_inputs(run: Run) -> Inputs:
@@ -72,23 +66,6 @@ def output_moments(run: Run) -> dict[str, Tensor]:
         run.library.store_arrays(f"moments-{key}-{index}", moments)
         found[index] = dict(moments)
     return {site: G_O for moments in found.values() for site, G_O in (moments or {}).items()}
-
-
-def boundary_root(run: Run, index: int) -> Tensor:
-    """R [H, H] with R R^T = F, damped, of the outputs of a block: e -> e R makes plain squared
-    errors of what the loss feels.
-    """
-    inputs = reverse_inputs(run)
-    folder = run.library.work_folder(f"reverse-{moments_key(run)}")
-    stream = run.stream(dtype=run.capture_dtype)
-    stem = stream.run_stem(inputs, folder / "stem.bin")
-    file = stream.file(gradients_path(folder, index + 1), stem)
-    if not file.is_complete(inputs.rows):
-        for _ in _swept(run, [min(index + 1, run.skeleton.num_blocks - 1)]):
-            pass
-    moment_HH = boundary_moment(file, inputs.rows, inputs.batch_size)
-    root_HH: Tensor = torch.linalg.cholesky(damped(moment_HH, BOUNDARY_DAMPING))
-    return root_HH
 
 
 def _swept(run: Run, missing: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:

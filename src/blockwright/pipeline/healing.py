@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 from torch import Tensor, nn
 
 from blockwright.capture import inputs_path
 from blockwright.errors import NumericalError
 from blockwright.library import variant_key
-from blockwright.pipeline.curvature import boundary_root
 from blockwright.pipeline.measuring import measure_on_selection, plan_stream
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.placing import Placement
@@ -19,7 +17,7 @@ from blockwright.pipeline.presets import HEALING
 from blockwright.pipeline.refining import plan_digest
 from blockwright.pipeline.sweeping import sweep_original
 from blockwright.refine import HealedBlocks, heal_blocks, healing_inputs
-from blockwright.stream import BATCH_TOKENS, ActivationFile, Stem, Stream, weight_of
+from blockwright.stream import BATCH_TOKENS, ActivationFile, Stem, Stream
 from blockwright.tuning import Tuned, TuningSettings
 from blockwright.types import PackedLinear, Plan, Site, VariantRecord
 
@@ -53,8 +51,6 @@ def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
         is_done=work.is_done,
         block=work.block,
         packed=work.packed,
-        originals=work.originals,
-        root=partial(boundary_root, run),
         target=work.target,
         absent=Placement(run, plan).absent,
         heal=work.heal,
@@ -117,13 +113,6 @@ class _Work:
         placement = Placement(self.run, self.plan)
         sites = self.run.skeleton.block_sites(index)
         return {site: placement.module(site) for site in sites if site.id in placement.keys}
-
-    def originals(self, index: int) -> dict[Site, Tensor]:
-        """The weights that a block's packed sites stand for, folded where the plan folds."""
-        placement = Placement(self.run, self.plan)
-        sites = [s for s in self.run.skeleton.block_sites(index) if s.id in placement.keys]
-        loaded = placement.source().load({site.parameter for site in sites})
-        return {site: weight_of(site, loaded[site.parameter]) for site in sites}
 
     def target(self, index: int, stem: Stem) -> ActivationFile:
         """The original's hidden states behind a block."""

@@ -8,7 +8,7 @@ from blockwright.refine.healing import (
     healing_inputs,
 )
 from blockwright.refine.sequential import NewObserver, RefinedSite, Resolve, refine_blocks
-from blockwright.refine.tunable import Rounding, TunableBlock
+from blockwright.refine.tunable import TunableBlock
 
 __all__ = [
     "LEAST_BATCHES",
@@ -16,7 +16,6 @@ __all__ = [
     "NewObserver",
     "RefinedSite",
     "Resolve",
-    "Rounding",
     "StoredBatches",
     "TunableBlock",
     "heal_blocks",

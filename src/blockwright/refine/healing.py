@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from blockwright.refine.tunable import Rounding, TunableBlock
+from blockwright.refine.tunable import TunableBlock
 from blockwright.stream import ActivationFile, BlockCall, Inputs, Stem, Stream
 from blockwright.tuning import Example, Tuned, TuningSettings, Values, tune
 from blockwright.types import PackedLinear, Site
@@ -34,11 +34,6 @@ class HealedBlocks:
     """The block as it stands now: healed, when its result is stored."""
     packed: Callable[[int], Mapping[Site, PackedLinear]]
     """Packed modules of its sites, to be trained."""
-    originals: Callable[[int], Mapping[Site, Tensor]]
-    """Weights [out, in], fp32, that its packed sites stand for; asked for when codes are tuned."""
-    root: Callable[[int], Tensor]
-    """[H, H]: times this, an error of its outputs is as large as the loss feels it; asked for when
-    the settings do."""
     target: Callable[[int, Stem], ActivationFile]
     """Outputs of the original block on original inputs."""
     absent: Collection[str]
@@ -73,8 +68,7 @@ def heal_blocks(
             if not blocks.is_done(index):
                 window = stream.blocks[position : position + settings.window]
                 target = blocks.target(window[-1], stem)
-                root = blocks.root(window[-1]) if settings.sensitive else None
-                batches = StoredBatches(stem, source, target, inputs, root)
+                batches = StoredBatches(stem, source, target, inputs)
                 blocks.heal(index, partial(_tune, stream, window, blocks, batches, settings))
             stream.run_block(
                 index,
@@ -93,17 +87,9 @@ class StoredBatches(Sequence[Example]):
     """
 
     def __init__(
-        self,
-        stem: Stem,
-        source: ActivationFile,
-        target: ActivationFile,
-        inputs: Inputs,
-        root: Tensor | None = None,
+        self, stem: Stem, source: ActivationFile, target: ActivationFile, inputs: Inputs
     ) -> None:
-        """``source``: what stands in front of the block; ``target``: what shall come out, times
-        ``root`` [H, H].
-        """
-        self.root = root
+        """``source``: what stands in front of the block; ``target``: what shall come out."""
         self._calls = stem.calls
         self._source, self._target, self._inputs = source, target, inputs
 
@@ -115,13 +101,9 @@ class StoredBatches(Sequence[Example]):
         stop = min(start + self._inputs.batch_size, self._inputs.rows)
         return Example(
             inputs=self._source.read(start, stop),
-            target=self.seen(self._target.read(start, stop)),
+            target=self._target.read(start, stop),
             arguments=self._calls[batch],
         )
-
-    def seen(self, outputs: Tensor) -> Tensor:
-        """Outputs as they are compared."""
-        return outputs if self.root is None else outputs.float() @ self.root
 
 
 def _tune(
@@ -133,20 +115,14 @@ def _tune(
 ) -> Tuned:
     """Tune the first block of a window towards what comes out of its last."""
     index, *following = window
-    rounding = None
-    if settings.rounding_rate:
-        pace = settings.rounding_rate / settings.rate
-        rounding = Rounding(blocks.originals(index), pace, settings.rounding_pull)
-    block = TunableBlock(
-        stream, index, blocks.block(index), blocks.packed(index), rounding, blocks.absent
-    )
+    block = TunableBlock(stream, index, blocks.block(index), blocks.packed(index), blocks.absent)
     behind = {other: stream.block(other).requires_grad_(False) for other in following}
 
     def forward(values: Values, inputs: Tensor, calls: Sequence[BlockCall]) -> Tensor:
         outputs = block.forward(values, inputs, calls[index])
         for other, module in behind.items():
             outputs = calls[other].run(module, outputs)
-        return batches.seen(outputs)
+        return outputs
 
     return tune(forward, block.trained, batches, settings, where=f"block {index}")
 

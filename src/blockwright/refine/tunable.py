@@ -3,8 +3,7 @@
 Found by looking, not by name: every floating-point tensor of a packed module that its weight
 depends on (scales; factors), and every one-dimensional parameter of the block that is no site's
 weight (norms, biases).  The block keeps its own forward; at each call its parameters are put in
-place, those of packed sites computed from their packed tensors.  Where it is asked for, codes are
-tuned too: see ``tuning.TrainedCodes``.
+place, those of packed sites computed from their packed tensors.  Codes never change.
 
 Names of tuned tensors:
 
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,25 +24,12 @@ from torch.func import functional_call
 from blockwright.stream import Stream
 from blockwright.tuning import (
     Trained,
-    TrainedCodes,
     TrainedTensor,
     Values,
     depended_on,
     weight_of_tensors,
 )
 from blockwright.types import PackedLinear, Site, packed_name, parameter_name
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How codes are tuned."""
-
-    originals: Mapping[Site, Tensor]
-    """Weights [out, in], fp32, that the packed sites stand for."""
-    pace: float
-    """Learning rate of codes, as a multiple of that of other tensors."""
-    pull: float
-    """Where codes start: share of the way from the code to the original weight."""
 
 
 class TunableBlock:
@@ -56,11 +41,10 @@ class TunableBlock:
         index: int,
         block: nn.Module,
         packed: Mapping[Site, PackedLinear],
-        rounding: Rounding | None = None,
         absent: Collection[str] = (),
     ) -> None:
-        """``packed``: portable modules of the block's packed sites; without ``rounding`` their
-        codes never change; ``absent``: parameters that are not there and stay at zero.
+        """``packed``: portable modules of the block's packed sites; ``absent``: parameters that are
+        not there and stay at zero.
 
         The block's own copies of packed weights are let go.
         """
@@ -77,8 +61,6 @@ class TunableBlock:
             for name in depended_on(module):
                 tensor = module.stored_tensor(name).to(self._device)
                 self.trained[packed_name(site.id, name)] = TrainedTensor(tensor)
-            if rounding is not None:
-                self.trained |= trained_codes(site, module, rounding)
         for name, parameter in stream.parameters(index, block).items():
             if parameter.ndim == 1 and parameter.is_floating_point() and name not in left:
                 tuned = TrainedTensor(parameter, dtype=stored[name].dtype)
@@ -124,22 +106,6 @@ class TunableBlock:
         return torch.stack(
             [made[expert] if expert in made else self._kept[name][expert] for expert in experts]
         )
-
-
-def trained_codes(site: Site, module: PackedLinear, rounding: Rounding) -> dict[str, TrainedCodes]:
-    """The codes of a packed site, from where they are now; none where no code can be tuned."""
-    found = {}
-    for name, stored in module.stored_codes().items():
-        held, codes_OI = module.stored_tensor(name), stored.codes_OI.float()
-        with torch.no_grad():
-            W_hat_OI = weight_of_tensors(module, {name: codes_OI})
-            step_OI = weight_of_tensors(module, {name: codes_OI + 1}) - W_hat_OI
-        module.replace_stored(name, held)
-        position_OI = codes_OI + (rounding.originals[site] - W_hat_OI) / step_OI
-        found[packed_name(site.id, name)] = TrainedCodes(
-            stored, position_OI, pull=rounding.pull, pace=rounding.pace
-        )
-    return found
 
 
 def weight_with(module: PackedLinear, site: str, values: Values) -> Tensor:

@@ -1,7 +1,6 @@
 """The one block tuner: used by methods that learn, by local healing of plans, and by heal."""
 
 from blockwright.tuning.codebook import train_codebook
-from blockwright.tuning.codes import TrainedCodes
 from blockwright.tuning.division import DividedRounding, division_rate
 from blockwright.tuning.gram import gram_error, tune_on_gram
 from blockwright.tuning.loop import Example, Forward, Tuned, TuningSettings, Values, tune
@@ -16,7 +15,6 @@ __all__ = [
     "FreeTensor",
     "SoftRounding",
     "Trained",
-    "TrainedCodes",
     "TrainedTensor",
     "Tuned",
     "TuningSettings",

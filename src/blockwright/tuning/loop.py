@@ -68,14 +68,8 @@ class TuningSettings:
     """Probability that an element of the input is the original's (QDrop)."""
     second_target_share: float = 0.0
     """Weight of the second target; the first has the rest."""
-    sensitive: bool = False
-    """Whether outputs are compared by how much the loss feels them."""
     window: int = 1
     """Blocks behind which outputs are compared; the first of them is tuned."""
-    rounding_rate: float = 0.0
-    """First learning rate of codes, in code steps; 0: codes stay as they are."""
-    rounding_pull: float = 0.5
-    """Where codes start: share of the way from the code to the original weight."""
 
 
 @dataclass(frozen=True, kw_only=True)

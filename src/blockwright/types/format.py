@@ -8,7 +8,7 @@ same file and is made by ``empty`` (for loading) or ``pack`` (from a method's so
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -111,18 +111,6 @@ class PackedFormat(Format):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredCodes:
-    """Codes of a packed module, unpacked; its weight is affine in each of them."""
-
-    codes_OI: Tensor  # noqa: N815 - shape suffix
-    """uint8 [O, I]"""
-    levels: int
-    """Number of codes."""
-    pack: Callable[[Tensor], Tensor]
-    """uint8 codes [O, I] -> the stored tensor."""
-
-
 class LosslessFormat(PackedFormat):
     """A packed format that gives bfloat16 weights back bit for bit.
 
@@ -168,15 +156,7 @@ class PackedLinear(Protocol):
         """One of the stored tensors, of the portable module."""
 
     def replace_stored(self, name: str, tensor: Tensor) -> None:
-        """Put another tensor in its place, of any dtype and with gradients, for tuning.
-
-        Those of ``stored_codes`` may be given unpacked, in floating point.
-        """
-
-    def stored_codes(self) -> Mapping[str, StoredCodes]:
-        """Codes by the name of the stored tensor that holds them; empty where there are none, or
-        values are not affine in them.
-        """
+        """Put another tensor in its place, of any dtype and with gradients, for tuning."""
 
     def load_stored(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the stored tensors; the inverse of ``stored_tensors``."""
