@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "heal": {"checkpoint", "formats", "stream", "tuning"},
     "attention": {"numerics"},
     "kvcache": {"numerics"},
-    "training": {"anatomy", "checkpoint", "numerics", "stream", "texts"},
+    "training": {"anatomy", "checkpoint", "numerics", "stream", "texts", "tuning"},
 }
 SPECIAL: dict[str, set[str]] = {
     "errors": set(),

@@ -1,7 +1,7 @@
 """The trainer's loop, shared by the bundled model's training and by recipes on any model.
 
 Loss:    cross-entropy of the next token, logits under bfloat16 autocast, parameters in fp32.
-Optimizer: AdamW, gradients clipped to a norm of 1.
+Optimizer: AdamW, its moments in fp32 or in 8 bits, gradients clipped to a norm of 1.
 Resume:  a checkpoint holds the model with the recipe's buffers, the optimizer and the step; a run
          that was killed ends with the bytes of one that was not.
 Raises:  TrainingError for a checkpoint of other settings, or a loss that is not finite.
@@ -25,9 +25,10 @@ from transformers import PreTrainedModel
 from blockwright.checkpoint import partial_path
 from blockwright.errors import TrainingError
 from blockwright.progress import Progress, SilentProgress
+from blockwright.training.optimizers import new_optimizer
 from blockwright.training.places import under_recipe
 from blockwright.training.recipe import Moment, TrainedMatrix, TrainingRecipe
-from blockwright.training.settings import BETAS, TrainingSettings
+from blockwright.training.settings import TrainingSettings
 from blockwright.training.windows import TokenStream
 
 PROBE_TOKENS = 64
@@ -62,6 +63,8 @@ def train(
     The recipe works on the linears whose paths match ``only``; at the end their weights are what it
     leaves, in ordinary linears.
     """
+    if recipe is not None and settings.eight_bit:
+        raise TrainingError("training: recipes change moments in place; leave eight_bit out")
     probe = stream.window(0, settings.batch_tokens)[:PROBE_TOKENS].unsqueeze(0).to(model.device)
     with ExitStack() as inside:
         inside.enter_context(torch.random.fork_rng())
@@ -101,7 +104,7 @@ class _Run:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.optimizer = _adamw(self.model, self.settings)
+        self.optimizer = new_optimizer(self.model, self.settings)
         self.began = time.monotonic()
         self.model.train()
 
@@ -205,17 +208,3 @@ def mean_loss(model: PreTrainedModel, tokens: Tensor, length: int, batch_tokens:
     if not math.isfinite(mean):
         raise TrainingError("training: the loss on held-out text is not finite")
     return mean
-
-
-def _adamw(model: PreTrainedModel, settings: TrainingSettings) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() != 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=BETAS,
-        fused=True,
-    )

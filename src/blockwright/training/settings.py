@@ -31,6 +31,8 @@ class TrainingSettings:
     seed: int = 0
     checks: int = 10
     """How often progress is judged and saved."""
+    eight_bit: bool = False
+    """Whether AdamW keeps its moments in 8 bits."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens", "short_length", "long_length", "checks"):

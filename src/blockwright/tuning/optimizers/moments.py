@@ -11,8 +11,8 @@ Differs from the paper:
     1. Blocks of 256 (paper: 2048; the authors' library: 256).
     2. A positive second moment never takes the code of zero but the least positive one: its element
        would otherwise move by m / epsilon.
-    3. Tensors below 4096 elements stay in fp32, as in the authors' library; embeddings that are
-       trained in place may, too (see ``optimizer_named``).
+    3. Tensors below 4096 elements stay in fp32, as in the authors' library; embeddings do not, and
+       no norm is put behind them.
 """
 
 from __future__ import annotations
