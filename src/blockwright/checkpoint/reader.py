@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,13 @@ class Checkpoint:
                     " it; download or copy the model again"
                 )
         return cls(folder, entries)
+
+    def overlaid(self, files: Iterable[Path]) -> Checkpoint:
+        """The same folder, with some of its tensors read from other files."""
+        entries = dict(self._entries)
+        for path in files:
+            entries |= read_header(path)
+        return Checkpoint(self.folder, entries)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -56,6 +56,14 @@ def heal(
     steps: Annotated[
         int | None, typer.Option(help="Steps to train, in place of --minutes.")
     ] = None,
+    blockwise: Annotated[
+        bool,
+        typer.Option(
+            "--blockwise",
+            help="One block at a time, towards the original's hidden states: the memory of one "
+            "block, whatever the depth; --steps are then those of every block (default: 64).",
+        ),
+    ] = False,
     rate: Annotated[
         float | None,
         typer.Option(help="First learning rate: a step's change, relative (default: 0.005)."),
@@ -94,6 +102,7 @@ def heal(
         optimizer=optimizer,
         minutes=minutes,
         steps=steps,
+        blockwise=blockwise,
         rate=rate,
         tables=tables,
         save_adapter=save_adapter,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from blockwright.checkpoint import (
 from blockwright.evaluate import FinalHidden, measure, run_to_file
 from blockwright.heal.peft_files import save_adapter
 from blockwright.library import Library
+from blockwright.pipeline.blockwise_healing import check_blockwise, heal_blockwise
 from blockwright.pipeline.card import CARD_FILE
+from blockwright.pipeline.heal_summary import HealSummary
 from blockwright.pipeline.heal_texts import open_heal_texts
 from blockwright.pipeline.opening import Opened, open_original, set_up
 from blockwright.pipeline.proving import RELOAD_ROWS, RELOAD_TOKENS, open_fitted, reload_alike
@@ -28,11 +31,12 @@ from blockwright.pipeline.recipe import RECIPE_FILE
 from blockwright.pipeline.reporting import REPORT_DATA_FILE, REPORT_FILE
 from blockwright.pipeline.whole_healing import (
     HEAL_FILE,
+    Changes,
     HealJob,
-    Outcome,
     check_names,
     check_teacher,
     train_job,
+    write_changes,
     write_healed,
 )
 from blockwright.progress import Progress, SilentProgress
@@ -50,18 +54,50 @@ def heal(request: HealRequest, progress: Progress | None = None) -> HealResult:
     """
     began = time.monotonic()
     check_names(request)
+    if request.blockwise:
+        check_blockwise(request)
     job = open_job(request, progress or SilentProgress())
-    outcome = train_job(job)
+    done = _by_block(job) if request.blockwise else _as_a_whole(job)
     with unfinished_folder(request.out) as folder:
-        size = write_healed(job, outcome, folder, OUT_OF_DATE)
-        before, after, original = measure_all(job, folder)
-        result = result_of(job, outcome, (before, after, original), size, began)
+        size = done.write(folder)
+        qualities = measure_all(job, folder)
+        result = result_of(job, done.summary, qualities, size, began)
         describe(job, result, folder)
-        if request.save_adapter is not None:
-            student = outcome.student
-            save_adapter(student.model, student.attachments, request.save_adapter)
+        done.save()
     shutil.rmtree(job.work)
     return result
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A healing that is done, not yet written."""
+
+    summary: HealSummary
+    write: Callable[[Path], int]
+    """Fills an empty folder; bytes of its safetensors files."""
+    save: Callable[[], None] = lambda: None
+    """Writes the adapter, where it is asked for."""
+
+
+def _as_a_whole(job: HealJob) -> _Done:
+    outcome = train_job(job)
+
+    def save() -> None:
+        if job.request.save_adapter is not None:
+            student = outcome.student
+            save_adapter(student.model, student.attachments, job.request.save_adapter)
+
+    write = partial(write_healed, job, outcome, left=OUT_OF_DATE)
+    return _Done(outcome.summary(job), write, save)
+
+
+def _by_block(job: HealJob) -> _Done:
+    healed = heal_blockwise(job)
+
+    def write(folder: Path) -> int:
+        return write_changes(healed.checkpoint, Changes(), folder, OUT_OF_DATE)
+
+    return _Done(healed.summary, write)
 
 
 def open_job(request: HealRequest, progress: Progress) -> HealJob:
@@ -147,29 +183,28 @@ def recovered_share(before: Quality, after: Quality, original: Quality) -> float
 
 def result_of(
     job: HealJob,
-    outcome: Outcome,
+    summary: HealSummary,
     qualities: tuple[Quality, Quality, Quality],
     size: int,
     began: float,
 ) -> HealResult:
     before, after, original = qualities
-    healed, counts = outcome.healed, outcome.student.counts
     notes = job.texts.notes
-    if not healed.progress.best_step:
+    if not summary.best_step:
         notes += ("nothing was better on the selection text: the folder is the fitted one",)
     return HealResult(
         out=job.request.out,
-        adapters={each.name: len(each.hosts) for each in outcome.chosen},
-        trainable=counts.trainable,
-        parameters=counts.frozen,
+        adapters=summary.adapters,
+        trainable=summary.trainable,
+        parameters=summary.parameters,
         optimizer=job.request.optimizer,
-        optimizer_bytes=outcome.optimizer_bytes,
-        steps=outcome.steps,
-        best_step=healed.progress.best_step,
-        rollbacks=healed.progress.rollbacks,
-        tokens_per_step=job.rows_per_step * job.texts.calibration.sequence_length,
-        selection_loss_before=healed.progress.start_loss,
-        selection_loss_after=healed.progress.best_loss,
+        optimizer_bytes=summary.optimizer_bytes,
+        steps=summary.steps,
+        best_step=summary.best_step,
+        rollbacks=summary.rollbacks,
+        tokens_per_step=summary.tokens_per_step,
+        selection_loss_before=summary.loss_before,
+        selection_loss_after=summary.loss_after,
         original=original,
         before=before,
         after=after,
@@ -177,7 +212,7 @@ def result_of(
         size_bytes_before=Checkpoint.open(job.fitted).total_file_bytes,
         size_bytes=size,
         seconds=time.monotonic() - began,
-        training_seconds=outcome.seconds,
+        training_seconds=summary.seconds,
         notes=notes,
     )
 

@@ -155,13 +155,14 @@ def open_fitted(
     device: str = "cpu",
     kv: str | None = None,
     attention: str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Stream:
     """A stream over any model folder: fitted by Blockwright, or plain.
 
     ``kv``: format of the KV cache that its text is read with; ``attention``: policy of every block;
-    None: as the folder says.
+    None: as the folder says.  ``checkpoint``: the folder's, when some tensors are others.
     """
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = checkpoint or Checkpoint.open(folder)
     skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code)
     config = getattr(skeleton.config, "quantization_config", None)
     parts = config.get("parts", {}) if isinstance(config, dict) else {}

@@ -38,6 +38,7 @@ from blockwright.heal import (
 )
 from blockwright.pipeline.heal_steps import Pace, timed, timed_again
 from blockwright.pipeline.heal_student import keep_memory_low, load_student, train_what_fits
+from blockwright.pipeline.heal_summary import HealSummary
 from blockwright.pipeline.opening import Original, digest_of
 from blockwright.pipeline.texts import Texts
 from blockwright.progress import Progress
@@ -82,6 +83,11 @@ class HealJob:
     def rows_per_step(self) -> int:
         return max(1, self.batch_tokens // self.texts.calibration.sequence_length)
 
+    def original_stream(self) -> Stream:
+        """The original, in fp32."""
+        original, device = self.original, self.request.device
+        return Stream(original.skeleton, original.parameters, dtype=torch.float32, device=device)
+
     @cached_property
     def identity(self) -> str:
         """Digest of everything that decides the healed tensors, minutes as they were asked."""
@@ -104,6 +110,23 @@ class Outcome:
     steps: int
     optimizer_bytes: int
     seconds: float
+
+    def summary(self, job: HealJob) -> HealSummary:
+        """Its figures."""
+        progress, counts = self.healed.progress, self.student.counts
+        return HealSummary(
+            adapters={each.name: len(each.hosts) for each in self.chosen},
+            trainable=counts.trainable,
+            parameters=counts.frozen,
+            optimizer_bytes=self.optimizer_bytes,
+            steps=self.steps,
+            best_step=progress.best_step,
+            rollbacks=progress.rollbacks,
+            tokens_per_step=job.rows_per_step * job.texts.calibration.sequence_length,
+            loss_before=progress.start_loss,
+            loss_after=progress.best_loss,
+            seconds=self.seconds,
+        )
 
 
 def check_teacher(fitted: Skeleton, original: Skeleton, request: HealRequest) -> None:
@@ -212,10 +235,7 @@ def stored_run(job: HealJob) -> dict[str, Any] | None:
 
 def taught(job: HealJob, name: str, tokens: TokenSet) -> TaughtText:
     """A text with the original's last hidden states, computed once."""
-    original = job.original
-    stream = Stream(
-        original.skeleton, original.parameters, dtype=torch.float32, device=job.request.device
-    )
+    stream = job.original_stream()
     inputs = Inputs.of_tokens(tokens.ids)
     parts = len(stream.blocks)
     with job.progress.stage(f"original on {name} text", parts, "blocks") as stage:
@@ -246,12 +266,7 @@ def steps_of_minutes(job: HealJob, student: Student, selection: TaughtText) -> i
         for item in student.trained.values():
             item.offset.grad = None
 
-    original = Stream(
-        job.original.skeleton,
-        job.original.parameters,
-        dtype=torch.float32,
-        device=job.request.device,
-    )
+    original = job.original_stream()
     some = Inputs.of_tokens(selection.inputs.values[: len(rows)])
     probe = job.work / "probe.bin"
     with job.progress.stage("time a step"):

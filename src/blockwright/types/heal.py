@@ -27,6 +27,8 @@ class HealRequest:
     minutes: float | None = None
     """Turned into steps by one timed probe, and stored; None beside ``steps``, or the default."""
     steps: int | None = None
+    blockwise: bool = False
+    """Whether blocks are healed one at a time; ``steps`` are then those of every block."""
     rate: float | None = None
     """First learning rate: a step's change of an element, relative to its size."""
     tables: bool = True
