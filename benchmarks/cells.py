@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,25 @@ from blockwright.checkpoint import write_json_atomic
 
 
 def measured(
-    folder: Path, name: str, setting: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
+    path: Path, setting: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of a cell beside its setting, from ``folder/name.json`` where they are those of
-    this setting.
-    """
-    path = folder / f"{name}.json"
-    if path.is_file():
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if held.items() >= setting.items():
-            return held
-    found = {**setting, **measure()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, found)
+    """A cell: its setting and its figures, read from its file where they are of this setting."""
+    found = read_cell(path, setting)
+    if found is None:
+        found = {**setting, **measure()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, found)
     return found
 
 
-def mean(values: list[float]) -> float:
+def read_cell(path: Path, setting: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A cell that was measured with this setting."""
+    if not path.is_file():
+        return None
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return held if held.items() >= setting.items() else None
+
+
+def mean(values: Sequence[float]) -> float:
     """Of at least one."""
     return sum(values) / len(values)

@@ -128,7 +128,7 @@ def loss(arguments: argparse.Namespace, seed: int, *, eight_bit: bool) -> float:
         checkpoint.unlink(missing_ok=True)
         return {"loss": found}
 
-    return float(measured(arguments.out, name, setting, measure)["loss"])
+    return float(measured(arguments.out / f"{name}.json", setting, measure)["loss"])
 
 
 if __name__ == "__main__":

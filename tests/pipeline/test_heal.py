@@ -16,7 +16,7 @@ from blockwright import pipeline
 from blockwright.checkpoint import Checkpoint
 from blockwright.errors import BlockwrightError, BudgetError, OutputError, UserError
 from blockwright.heal import loop
-from blockwright.pipeline import whole_healing
+from blockwright.pipeline import blockwise_healing, whole_healing
 from blockwright.types import Budget, FitRequest, HealRequest, HealResult, Preset, Recipe
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer
@@ -264,3 +264,68 @@ def test_a_fit_takes_minutes_or_steps_of_healing() -> None:
         FitRequest(heal=3.0, heal_steps=3, **options)
     with pytest.raises(BudgetError, match="positive number of minutes"):
         FitRequest(heal=-1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "candidate"),
+    [
+        ("llama", "int2-g32:rtn"),
+        pytest.param("llama", "rank-p50+bf16:svd", marks=pytest.mark.slow),
+        pytest.param("gpt2", "int2-g32:rtn", marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "int2-g32:rtn", marks=pytest.mark.slow),
+        pytest.param("bert", "int2-g32:rtn", marks=pytest.mark.slow),
+    ],
+)
+def test_healing_block_by_block_changes_scales_and_norms_for_the_better(
+    kind: str, candidate: str, fitted: Fitted, tmp_path: Path
+) -> None:
+    folders = fitted(kind, candidate)
+    result = healed(folders, tmp_path, blockwise=True)
+    assert result.best_step == result.steps == STEPS
+    assert result.selection_loss_after < result.selection_loss_before
+    if kind == "bert":
+        assert (result.after.relative_error or 1) < 0.98 * (result.before.relative_error or 1)
+    else:
+        assert (result.after.kl_divergence or 1) < 0.98 * (result.before.kl_divergence or 1)
+    before, after = Checkpoint.open(folders[1]), Checkpoint.open(result.out)
+    assert before.names == after.names
+    changed = [n for n in before.names if not torch.equal(before.read(n), after.read(n))]
+    assert changed
+    assert all(before.dtype(name).is_floating_point for name in changed)
+    assert result.size_bytes == result.size_bytes_before
+    assert not (tmp_path / "healed.healing").exists()
+
+
+@pytest.mark.parametrize("killed_at", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_healing_block_by_block_resumes_to_the_same_bytes(
+    killed_at: int, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    whole = healed(folders, tmp_path, out=tmp_path / "whole", blockwise=True)
+    heal, seen = blockwise_healing._Blocks.heal, list[int]()
+
+    def watched(blocks: Any, index: int, tune: Any) -> None:
+        seen.append(index)
+        if seen == list(range(killed_at + 1)):
+            raise KeyboardInterrupt
+        heal(blocks, index, tune)
+
+    monkeypatch.setattr(blockwise_healing._Blocks, "heal", watched)
+    with pytest.raises(KeyboardInterrupt):
+        healed(folders, tmp_path, out=tmp_path / "killed", blockwise=True)
+    again = healed(folders, tmp_path, out=tmp_path / "killed", blockwise=True)
+    assert seen == [*range(killed_at + 1), *range(killed_at, 3)]
+    assert folder_bytes(again.out) == folder_bytes(whole.out)
+
+
+def test_what_cannot_be_healed_block_by_block_is_refused(
+    fitted: Fitted, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    fewer = with_tokenizer(model_folder("llama", num_hidden_layers=2), tmp_path / "fewer")
+    assert "leave --adapter out" in refusal(folders, tmp_path, blockwise=True, adapter="lora")
+    assert "leave --minutes out" in refusal(
+        folders, tmp_path, blockwise=True, steps=None, minutes=1.0
+    )
+    told = refusal((fewer, folders[1]), tmp_path, blockwise=True, data=None)
+    assert "has 3 blocks, its original 2" in told
