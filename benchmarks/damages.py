@@ -102,7 +102,7 @@ def half_ranks(model: Path, out: Path) -> None:
     """D3: two factors of half the rank, by the weight's own SVD."""
     checkpoint, skeleton = Checkpoint.open(model), build_skeleton(model)
     parameters = ParameterSource(skeleton.model, checkpoint)
-    method = method_named("svd@metric=weight")
+    method = method_named("svd", (("metric", "weight"),))
     sites = [site for site in skeleton.sites if site.kind is SiteKind.LINEAR]
     formats = {site.id: rank_format(site) for site in sites}
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from blockwright.api import kv_cache as kv_cache
     from blockwright.api import profile_model as profile_model
     from blockwright.api import score_blocks as score_blocks
+    from blockwright.fitting import average_models as average_models
     from blockwright.fitting import fit as fit
     from blockwright.fitting import fit_recipe as fit_recipe
     from blockwright.fitting import heal_model as heal_model
@@ -38,7 +39,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(
-        ("fit", "fit_recipe", "heal_model", "merge_adapter", "price"), "blockwright.fitting"
+        ("average_models", "fit", "fit_recipe", "heal_model", "merge_adapter", "price"),
+        "blockwright.fitting",
     ),
     **dict.fromkeys(
         (
@@ -62,6 +64,7 @@ __all__ = [
     "Profile",
     "Workload",
     "__version__",
+    "average_models",
     "evaluate_model",
     "fit",
     "fit_recipe",

@@ -1,5 +1,5 @@
-"""``fit``, ``fit_recipe``, ``price`` and ``heal_model`` with plain arguments, as the command line
-has them.
+"""``fit``, ``price``, ``heal_model`` and what merges, with plain arguments, as the command line has
+them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import (
+    AverageResult,
     Budget,
     FitRequest,
     FitResult,
@@ -129,6 +130,7 @@ def heal_model(
     optimizer: str = "adam",
     minutes: float | None = None,
     steps: int | None = None,
+    blockwise: bool = False,
     rate: float | None = None,
     tables: bool = True,
     save_adapter: str | Path | None = None,
@@ -159,6 +161,7 @@ def heal_model(
         optimizer=optimizer,
         minutes=minutes,
         steps=steps,
+        blockwise=blockwise,
         rate=rate,
         tables=tables,
         save_adapter=_path(save_adapter),
@@ -194,6 +197,31 @@ def merge_adapter(
         Path(adapter),
         Path(out),
         revision=revision,
+        trust_remote_code=trust_remote_code,
+        progress=progress or SilentProgress(),
+    )
+
+
+def average_models(
+    models: Sequence[str | Path],
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    align: bool = True,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> AverageResult:
+    """The mean of models of one shape, their units in the order of the first one's.
+
+    The arguments are as in ``blockwright merge --help``.  Raises a ``UserError`` for bad input.
+    """
+    from blockwright import pipeline
+
+    return pipeline.average(
+        [str(model) for model in models],
+        Path(out),
+        data=_path(data),
+        align=align,
         trust_remote_code=trust_remote_code,
         progress=progress or SilentProgress(),
     )

@@ -54,9 +54,14 @@ class Checkpoint:
                 )
         return cls(folder, entries)
 
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Where every tensor is."""
+        return dict(self._entries)
+
     def overlaid(self, files: Iterable[Path]) -> Checkpoint:
         """The same folder, with some of its tensors read from other files."""
-        entries = dict(self._entries)
+        entries = self.entries
         for path in files:
             entries |= read_header(path)
         return Checkpoint(self.folder, entries)

@@ -10,6 +10,7 @@ import time
 
 from blockwright.assemble import unfinished_folder
 from blockwright.pipeline.attending import policy_notes
+from blockwright.pipeline.averaging import average
 from blockwright.pipeline.building import build_library
 from blockwright.pipeline.caching import cache_notes
 from blockwright.pipeline.curvature import sensitivity_note
@@ -32,7 +33,7 @@ from blockwright.pipeline.weighing import check_limits, weigh
 from blockwright.progress import Progress, SilentProgress
 from blockwright.types import FitRequest, FitResult
 
-__all__ = ["fit", "heal", "merge", "price"]
+__all__ = ["average", "fit", "heal", "merge", "price"]
 
 
 def fit(request: FitRequest, progress: Progress | None = None) -> FitResult:

@@ -136,8 +136,8 @@ class _Run:
 
     def _batch(self) -> Tensor:
         count, length = self.settings.batch_tokens, self.settings.length_at(self.step)
-        tokens = self.stream.window(self.step * count, count).view(-1, length)
-        return tokens.to(self.model.device)
+        tokens = self.stream.window(self.step * count, count)[: count // length * length]
+        return tokens.view(-1, length).to(self.model.device)
 
     @torch.no_grad()
     def _tell(self, call: Callable[[TrainedMatrix], None]) -> None:

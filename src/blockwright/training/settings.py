@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from blockwright.errors import TrainingError
+from blockwright.training.multigrid import shape_at
 
 BETAS = (0.9, 0.95)
 """Of AdamW."""
@@ -31,6 +32,8 @@ class TrainingSettings:
     seed: int = 0
     checks: int = 10
     """How often progress is judged and saved."""
+    multigrid: bool = False
+    """Whether steps have many short sequences before few long ones: see ``multigrid``."""
     eight_bit: bool = False
     """Whether AdamW keeps its moments in 8 bits."""
 
@@ -51,6 +54,12 @@ class TrainingSettings:
                 " decay of 0 or more"
             )
 
+        if self.multigrid and (self.long_share or self.short_length != self.long_length):
+            raise TrainingError(
+                f"training: multigrid makes its own short sequences of {self.long_length} tokens;"
+                " give one length, and no long share"
+            )
+
     @property
     def check_every(self) -> int:
         """Steps between two checks."""
@@ -58,10 +67,13 @@ class TrainingSettings:
 
     def length_at(self, step: int) -> int:
         """Sequence length in tokens."""
+        if self.multigrid:
+            return shape_at(step, self.steps, self.long_length).length
         short = step < self.steps * (1 - self.long_share)
         return self.short_length if short else self.long_length
 
     def rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine to zero."""
+        coarse = shape_at(step, self.steps, self.long_length).rate if self.multigrid else 1.0
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return coarse * self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))

@@ -35,7 +35,13 @@ from blockwright.types.format import (
 )
 from blockwright.types.fusing import FusedBlock, FuseFormat, FusingMethod, NeighbourBlocks
 from blockwright.types.group import Group, group_site
-from blockwright.types.heal import DEFAULT_MINUTES, HealRequest, HealResult, MergeResult
+from blockwright.types.heal import (
+    DEFAULT_MINUTES,
+    AverageResult,
+    HealRequest,
+    HealResult,
+    MergeResult,
+)
 from blockwright.types.limits import FormatLimits
 from blockwright.types.measurement import LimitFigures, Quality, Speed
 from blockwright.types.memory import CacheGrowth, Memory
@@ -85,6 +91,7 @@ from blockwright.types.width import (
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
+    "AverageResult",
     "DEFAULT_CONTEXT",
     "DEFAULT_MINUTES",
     "DROP",

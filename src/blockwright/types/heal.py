@@ -62,6 +62,24 @@ class MergeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageResult:
+    """The mean of some models."""
+
+    out: Path
+    models: int
+    units: int
+    """FFN channels and key-value heads that were matched with the first model's, of all others."""
+    moved: int
+    """Of them, those that were in another place."""
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The flat object that ``merge --with --json`` prints."""
+        return asdict(self) | {"out": str(self.out), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealResult:
     """What came out; qualities on the held-out text."""
 
