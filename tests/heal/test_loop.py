@@ -113,7 +113,21 @@ def test_a_loss_that_stays_not_finite_ends_with_the_best_so_far(tmp_path: Path) 
     healed = trained(tmp_path, spoil=lambda step: step == 9, stage=notes)
     assert healed.progress.step == 6
     assert healed.progress.best_step == 6
-    assert len(notes.told) == MOST_ROLLBACKS + 1
+    assert len(notes.told) == healed.progress.rollbacks == MOST_ROLLBACKS + 1
+
+
+def test_a_state_that_judges_not_finite_is_never_gone_back_to(tmp_path: Path) -> None:
+    notes, spoilt = Notes(), iter([False, False, True])
+    healed = trained(
+        tmp_path,
+        judge=lambda toy: math.nan if next(spoilt, False) else toy.loss().item(),
+        stage=notes,
+    )
+    assert notes.told == [
+        "step 12: the loss is not finite; back to the state behind step 6, at half the rate"
+    ]
+    assert healed.progress.rollbacks == 1
+    assert healed.progress.step == healed.progress.best_step == 24
 
 
 def test_a_start_without_a_finite_loss_is_refused(tmp_path: Path) -> None:

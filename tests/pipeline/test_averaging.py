@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from blockwright import pipeline
 from blockwright.errors import ModelError
-from blockwright.types import Budget, Preset
 from tests.conftest import ModelFolder
-from tests.fits import request, with_tokenizer
+from tests.fits import with_tokenizer
 
 IDS = torch.arange(3, 67)[None]
-HEADS, HEAD_DIM, QUERIES = 2, 16, 2
+HEADS = 2
 
 
 @torch.no_grad()
@@ -46,16 +46,11 @@ def scramble(block: Any, draw: torch.Generator) -> None:
     for linear in (ffn.up_proj, ffn.gate_proj):
         linear.weight.copy_(linear.weight[order])
     ffn.down_proj.weight.copy_(ffn.down_proj.weight[:, order])
-    groups = torch.arange(HEADS).flip(0)
-    for linear, heads in (
-        (attention.q_proj, QUERIES),
-        (attention.k_proj, 1),
-        (attention.v_proj, 1),
-    ):
-        rows = linear.weight.view(HEADS, heads * HEAD_DIM, -1)
-        linear.weight.copy_(rows[groups].reshape(linear.weight.shape))
-    columns = attention.o_proj.weight.view(-1, HEADS, QUERIES * HEAD_DIM)
-    attention.o_proj.weight.copy_(columns[:, groups].reshape(attention.o_proj.weight.shape))
+    for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+        rows = linear.weight.unflatten(0, (HEADS, -1))
+        linear.weight.copy_(rows.flip(0).flatten(0, 1))
+    columns = attention.o_proj.weight.unflatten(1, (HEADS, -1))
+    attention.o_proj.weight.copy_(columns.flip(1).flatten(1))
 
 
 def test_a_scrambled_copy_is_found_again(model_folder: ModelFolder, tmp_path: Path) -> None:
@@ -90,13 +85,17 @@ def test_a_mean_is_the_mean_of_every_tensor(model_folder: ModelFolder, tmp_path:
 
 def test_models_that_have_no_mean_are_refused(model_folder: ModelFolder, tmp_path: Path) -> None:
     model = with_tokenizer(model_folder("llama"), tmp_path)
-    fit = request(model, tmp_path, candidates=("int3-g32:rtn",), budget=Budget(bits=6.0))
-    packed = pipeline.fit(fit).out if fit.preset is Preset.FAST else None
+    packed = with_tokenizer(model, tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "blockwright", "version": 1, "sites": {}}
+    (packed / "config.json").write_text(json.dumps(config), encoding="utf-8")
     wide = model_folder("llama", intermediate_size=64)
     deep = model_folder("llama", num_hidden_layers=2)
-    told = {wide: "only models of one shape", deep: "differ: one has no tensor"}
-    if packed is not None:
-        told[packed] = "codes have no mean"
+    told = {
+        wide: "only models of one shape",
+        deep: "differ: one has no tensor",
+        packed: "codes have no mean",
+    }
     for other, reason in told.items():
         with pytest.raises(ModelError, match=reason) as caught:
             pipeline.average((str(model), str(other)), tmp_path / "mean")

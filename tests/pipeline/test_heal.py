@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from blockwright import pipeline
 from blockwright.checkpoint import Checkpoint
-from blockwright.errors import BlockwrightError, BudgetError, OutputError, UserError
+from blockwright.errors import AdapterError, BlockwrightError, BudgetError, OutputError, UserError
 from blockwright.heal import loop
 from blockwright.pipeline import blockwise_healing, whole_healing
+from blockwright.pipeline.heal_student import train_what_fits
 from blockwright.types import Budget, FitRequest, HealRequest, HealResult, Preset, Recipe
 from tests.conftest import ModelFolder
 from tests.fits import folder_bytes, request, with_tokenizer
@@ -223,6 +225,35 @@ def test_bad_input_is_refused_in_one_line(
     (tmp_path / "healed" / "file").touch()
     with pytest.raises(OutputError):
         healed(folders, tmp_path)
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    class Nothing:
+        hosts = ()
+        trained: ClassVar[dict[str, Any]] = {}
+        stored_parameters = dict
+        train_parameters = list
+
+    skeleton = SimpleNamespace(sites=(), block_path="blocks")
+    with pytest.raises(AdapterError, match="has no trainable parameter; name another --adapter"):
+        train_what_fits(
+            Nothing(),  # type: ignore[arg-type]
+            skeleton,  # type: ignore[arg-type]
+            "auto",
+            tables=True,
+            seed=0,
+            sample={},
+        )
+
+
+def test_a_loss_that_is_not_finite_rolls_back_and_the_folder_stays_good(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    folders = fitted("llama", "int2-g32:rtn")
+    result = healed(folders, tmp_path, rate=1e38)
+    assert result.rollbacks == loop.MOST_ROLLBACKS + 1
+    assert result.best_step == 0
+    assert result.after.kl_divergence == result.before.kl_divergence
 
 
 @pytest.mark.slow

@@ -74,18 +74,23 @@ def train(training: Training, stage: Stage) -> Healed:
     checked = check_steps(training.settings)
     rolled = 0
     while state.progress.step < training.settings.steps and rolled <= MOST_ROLLBACKS:
+        following: State | None = None
         for step in steps_until_saved(state.progress.step, training.settings.steps, checked):
             if not _stepped(training, step, state.progress.rollbacks + rolled):
-                rolled += 1
-                stage.note(_rollback_note(step, state.progress.step, rolled))
                 stage.advance(state.progress.step - step + 1)
-                restore(training, state)
                 break
             stage.advance()
         else:
-            state = _saved(training, state, step, rolled, judged=step in checked)
-            rolled = 0
-    return Healed(best=state.best, progress=state.progress)
+            following = _saved(training, state, step, rolled, judged=step in checked)
+            stage.advance(0 if following else state.progress.step - step)
+        if following is not None:
+            state, rolled = following, 0
+            continue
+        rolled += 1
+        stage.note(_rollback_note(step, state.progress.step, rolled))
+        restore(training, state)
+    progress = replace(state.progress, rollbacks=state.progress.rollbacks + rolled)
+    return Healed(best=state.best, progress=progress)
 
 
 def _begin(training: Training) -> State:
@@ -160,14 +165,20 @@ def clip_gradients(student: Student, norm: float) -> None:
                 item.offset.grad.mul_(LARGEST_NORM / norm)
 
 
-def _saved(training: Training, state: State, step: int, rolled: int, *, judged: bool) -> State:
-    """The state behind a step, judged if it is due, and stored."""
+def _saved(
+    training: Training, state: State, step: int, rolled: int, *, judged: bool
+) -> State | None:
+    """The state behind a step, judged if it is due, and stored; None, with nothing stored, where
+    its loss is not finite.
+    """
     progress = replace(state.progress, step=step, rollbacks=state.progress.rollbacks + rolled)
     best = state.best
     if judged:
         with torch.no_grad():
             training.student.place()
             loss = training.judge()
+        if not math.isfinite(loss):
+            return None
         progress = replace(progress, losses=(*progress.losses, (step, loss)))
         if loss < progress.best_loss:
             progress = replace(progress, best_loss=loss, best_step=step)
