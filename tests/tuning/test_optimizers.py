@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from blockwright.errors import AdapterError
 from blockwright.numerics.codebooks import dynamic_codebook
 from blockwright.tuning import FreeTensor
 from blockwright.tuning.optimizers import (
@@ -14,7 +20,9 @@ from blockwright.tuning.optimizers import (
     DynamicMoment,
     HealOptimizer,
     Sgd,
+    check_optimizer,
     optimizer_named,
+    through_bitsandbytes,
 )
 from blockwright.tuning.optimizers.descent import RESELECT, BlockDescent
 from blockwright.tuning.optimizers.fisher import BETA, DAMPING, Mfac
@@ -112,8 +120,58 @@ def test_small_tensors_keep_fp32_states() -> None:
     assert eight == plain
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+class Adam8bit(torch.optim.Optimizer):
+    """Stands for that of bitsandbytes: its arguments and its states, in fp32."""
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            (b1, b2), (p,) = group["betas"], group["params"]
+            zeros = {"state1": torch.zeros_like(p), "state2": torch.zeros_like(p)}
+            state = self.state[p] = self.state.get(p) or {"step": 0, **zeros}
+            state["step"] += 1
+            state["state1"].mul_(b1).add_((1 - b1) * p.grad)
+            state["state2"].mul_(b2).add_((1 - b2) * p.grad.square())
+            size = (state["state2"] / (1 - b2 ** state["step"])).sqrt() + group["eps"]
+            p.sub_(group["lr"] * state["state1"] / (1 - b1 ** state["step"]) / size)
+
+
+@pytest.fixture
+def bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes is there, and a CPU counts as an accelerator."""
+    stand_in = ModuleType("bitsandbytes")
+    vars(stand_in)["optim"] = SimpleNamespace(Adam8bit=Adam8bit)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", stand_in)
+    load = through_bitsandbytes.bitsandbytes_library
+    monkeypatch.setattr(through_bitsandbytes, "bitsandbytes_library", lambda _: load("cuda"))
+
+
+def test_bitsandbytes_moves_every_tensor_at_its_pace_and_goes_on(bits: None) -> None:
+    name = through_bitsandbytes.NAME
+    slow, fast = FreeTensor(leaf()), FreeTensor(leaf(), pace=2.0)
+    steps = [run(optimizer_named(name, {"w": i}), i, steps=1) - leaf() for i in (slow, fast)]
+    torch.testing.assert_close(steps[1], 2 * steps[0], rtol=1e-3, atol=1e-6)
+    check_states(name)
+
+
+def test_bitsandbytes_is_refused_in_one_line_where_it_cannot_step() -> None:
+    with pytest.raises(AdapterError, match="no optimizers for a CPU; use adam8bit"):
+        check_optimizer(through_bitsandbytes.NAME, "cpu")
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(AdapterError, match="which is not installed"):
+            check_optimizer(through_bitsandbytes.NAME, "cuda")
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {through_bitsandbytes.NAME}))
 def test_states_that_are_loaded_go_on_as_if_nothing_had_happened(name: str) -> None:
+    check_states(name)
+
+
+def check_states(name: str) -> None:
+    """Three steps, states stored and loaded, three more: as six."""
     whole = FreeTensor(leaf())
     wanted = run(optimizer_named(name, {"w": whole}), whole, steps=6)
     first = FreeTensor(leaf())

@@ -44,7 +44,7 @@ from blockwright.pipeline.texts import Texts
 from blockwright.progress import Progress
 from blockwright.stream import BATCH_TOKENS, Inputs, Stream
 from blockwright.texts import TokenSet
-from blockwright.tuning.optimizers import OPTIMIZERS, optimizer_named
+from blockwright.tuning.optimizers import check_optimizer, optimizer_named
 from blockwright.types import DEFAULT_MINUTES, HealRequest
 
 HEALING_VERSION = 1
@@ -146,11 +146,8 @@ def check_teacher(fitted: Skeleton, original: Skeleton, request: HealRequest) ->
 
 
 def check_names(request: HealRequest) -> None:
-    """Raise ``AdapterError`` for an unknown optimizer or amounts that mean nothing."""
-    if request.optimizer not in OPTIMIZERS:
-        raise AdapterError(
-            f"unknown optimizer {request.optimizer!r}; there are {', '.join(OPTIMIZERS)}"
-        )
+    """Raise ``AdapterError`` for an optimizer that is not there or amounts that mean nothing."""
+    check_optimizer(request.optimizer, request.device)
     if request.minutes is not None and request.steps is not None:
         raise AdapterError("--minutes and --steps: give one of them")
     if request.minutes is not None and not 0 < request.minutes < float("inf"):

@@ -5,7 +5,11 @@
 
 from blockwright.tuning.optimizers.first_order import Adam, HealOptimizer, Sgd
 from blockwright.tuning.optimizers.moments import DynamicMoment, Moment, PlainMoment
-from blockwright.tuning.optimizers.named import OPTIMIZERS, optimizer_named
+from blockwright.tuning.optimizers.named import (
+    OPTIMIZERS,
+    check_optimizer,
+    optimizer_named,
+)
 
 __all__ = [
     "OPTIMIZERS",
@@ -14,6 +18,7 @@ __all__ = [
     "HealOptimizer",
     "Moment",
     "PlainMoment",
+    "check_optimizer",
     "Sgd",
     "optimizer_named",
 ]
