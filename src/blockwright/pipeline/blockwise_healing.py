@@ -87,7 +87,8 @@ def heal_blockwise(job: HealJob) -> HealedFolder:
     stored_run(job)
     steps = job.request.steps or STEPS
     write_json_atomic(job.work / RUN_FILE, {"identity": job.identity, "steps": steps})
-    blocks = _Blocks(job, TuningSettings(steps=steps, rate=job.request.rate or RATE, checks=CHECKS))
+    rate, seed = job.request.rate or RATE, job.request.seed
+    blocks = _Blocks(job, TuningSettings(steps=steps, rate=rate, checks=CHECKS, seed=seed))
     blocks.heal_all()
     before, after = blocks.judged()
     kept = after < before
