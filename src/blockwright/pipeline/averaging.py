@@ -13,10 +13,10 @@ Memory: one block of one model, the activations of one block, and one tensor of 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -63,12 +63,13 @@ def average(
     for name, stream, checkpoint in zip(models, streams, checkpoints, strict=True):
         check_alike(name, stream.skeleton, checkpoint, checkpoints[0])
     orders: list[dict[str, Slice]] = [{} for _ in models]
-    units = Units()
-    with TemporaryDirectory(dir=out.parent) as work:
-        if align:
-            inputs = text_of(data, folders[0], streams[0].skeleton, trust_remote_code)
-            sides = [_Side.of(s, inputs, Path(work) / str(i)) for i, s in enumerate(streams)]
-            units = match_all(sides, orders, checkpoints[0], progress)
+    units, work = Units(), out.with_name(f"{out.name}.merging")
+    shutil.rmtree(work, ignore_errors=True)
+    if align:
+        inputs = text_of(data, folders[0], streams[0].skeleton, trust_remote_code)
+        sides = [_Side.of(s, inputs, work / str(place)) for place, s in enumerate(streams)]
+        units = match_all(sides, orders, checkpoints[0], progress)
+        shutil.rmtree(work)
     mean = _Averaged(checkpoints, orders)
     with progress.stage("write the mean", expected_seconds=1.0), unfinished_folder(out) as folder:
         size = rewrite_folder(mean, folder, {}, left=OUT_OF_DATE)
