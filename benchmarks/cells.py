@@ -1,4 +1,4 @@
-"""Long tables, one cell at a time: a cell that was measured is a file, and is not measured again."""
+"""Long tables, one cell at a time: one that was measured is a file, and is not measured again."""
 
 from __future__ import annotations
 

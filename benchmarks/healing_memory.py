@@ -3,8 +3,8 @@ process of its own.
 
     python -m benchmarks.healing_memory --out FOLDER [--blocks 2 4] [--tokens 2048]
 
-Models: the bundled one and random ones of Llama shape (1.1 billion parameters with 22 blocks), their
-linears as int4-g64.  ``FOLDER`` gets models, texts and ``healing_memory.json``.
+Models: the bundled one and random ones of Llama shape (1.1 billion parameters with 22 blocks),
+their linears as int4-g64.  ``FOLDER`` gets models, texts and ``healing_memory.json``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of recovered fractions: cells are measured once, the choice is compared with the best."""
+"""The table of recovered fractions: cells are measured once, auto is compared with the best."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+from benchmarks.optimizers import state_share
 from torch import Tensor, nn
 
-from benchmarks.optimizers import state_share
 from blockwright.heal import Attachment, HostKind
 from blockwright.heal.adapter import Setting
 from blockwright.heal.adapters.cfsp import block_ranks

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from benchmarks.optimizers import final_loss
+
 from blockwright import pipeline
 from blockwright.cli.demo import bundled_model
 from blockwright.types import Budget, FitRequest, HealRequest, HealResult, Preset
@@ -87,8 +87,8 @@ def test_eight_bits_train_as_well_as_fp32(tmp_path: Path) -> float:
     family="optimizers",
     paper="Dettmers et al., 8-bit Optimizers via Block-wise Quantization, ICLR 2022",
     says="training from random weights ends where it ends with states of fp32",
-    measures="held-out loss / that with fp32 AdamW (infinite where it diverged), the bundled model's"
-    " shape and trainer, 500 steps of 512 tokens, 5 seeds",
+    measures="held-out loss / that with fp32 AdamW (infinite where it diverged), the bundled"
+    " model's shape and trainer, 500 steps of 512 tokens, 5 seeds",
     grade=Grade.SOFT,
     at_most=1.01,
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.optimizers import documents
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.optimizers import documents
 from blockwright import pipeline
 from blockwright.cli.demo import bundled_model
 from blockwright.training import TokenStream, TrainingSettings, mean_loss, train
@@ -44,8 +44,8 @@ def heldout(model: Any) -> float:
     family="schedules",
     paper=MULTIGRID,
     says="every step has as many tokens, and the end has the full length",
-    measures="tokens of a step / those of the base, and 1 or 2 where a step of the last 15% has full"
-    " or other sequences; 2,560 and 4,096 tokens, sequences of 256 and 512",
+    measures="tokens of a step / those of the base; full length / length in the last 15%; 2,560 and"
+    " 4,096 tokens, sequences of 256 and 512",
     grade=Grade.HARD,
     at_least=0.95,
     at_most=1.0,

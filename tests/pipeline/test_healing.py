@@ -93,9 +93,7 @@ def test_a_healed_plan_is_closer_to_the_original_on_calibration_text(
     assert after < before
 
 
-def test_a_window_of_two_blocks_brings_it_closer(
-    model_folder: ModelFolder, tmp_path: Path
-) -> None:
+def test_a_window_of_two_blocks_brings_it_closer(model_folder: ModelFolder, tmp_path: Path) -> None:
     run = opened(asked("llama", model_folder, tmp_path, candidates=COARSE[:1]))
     plan = planned(run)
     healed = heal_each_block(run, plan, replace(SETTINGS, window=2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from blockwright.errors import TrainingError
@@ -29,7 +31,7 @@ def test_rates_go_with_the_root_of_the_batch_and_ramp() -> None:
     rates = [shape_at(step, STEPS, LONGEST).rate for step in range(STEPS)]
     assert rates[RAMP] == pytest.approx(8**0.5)
     assert rates[-1] == 1.0
-    steps = [abs(after - before) for before, after in zip(rates, rates[1:], strict=False)]
+    steps = [abs(after - before) for before, after in pairwise(rates)]
     assert max(steps) < 8**0.5 / RAMP + 1e-9
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,12 @@ from torch import Tensor
 from blockwright.checkpoint import Checkpoint, write_bytes_atomic, write_json_atomic
 from blockwright.errors import AdapterError, ModelError, NumericalError
 from blockwright.evaluate import FinalHidden, measure, run_to_file
-from blockwright.pipeline.proving import absent_parameters, open_fitted
+from blockwright.formats import format_from_spec
 from blockwright.pipeline.heal_summary import HealSummary
 from blockwright.pipeline.measuring import loss_of
+from blockwright.pipeline.proving import absent_parameters, open_fitted
 from blockwright.pipeline.whole_healing import RATE, RUN_FILE, HealJob, stored_run
 from blockwright.refine import LEAST_BATCHES, HealedBlocks, heal_blocks
-from blockwright.registry import format_from_spec
 from blockwright.stream import ActivationFile, Inputs, Stem, Stream
 from blockwright.tuning import Tuned, TuningSettings
 from blockwright.types import (
@@ -269,8 +269,10 @@ class _OriginalBlocks:
         """Hidden states behind a block, from the last ones that are there."""
         wanted, rows = index + 1, self._inputs.rows
         done = [p for p in range(wanted, 0, -1) if self._file(p).is_complete(rows)]
-        current = self._file(done[0]) if done else self._stream.file(
-            self._folder / "stem.bin", self._stem
+        current = (
+            self._file(done[0])
+            if done
+            else self._stream.file(self._folder / "stem.bin", self._stem)
         )
         for position in range(done[0] if done else 0, wanted):
             block = self._stream.block(position)

@@ -76,4 +76,6 @@ class TrainingSettings:
         """Linear warm-up, then cosine to zero."""
         coarse = shape_at(step, self.steps, self.long_length).rate if self.multigrid else 1.0
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return coarse * self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return (
+            coarse * self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        )

@@ -91,7 +91,6 @@ from blockwright.types.width import (
 from blockwright.types.workload import DEFAULT_CONTEXT, Phase, Workload
 
 __all__ = [
-    "AverageResult",
     "DEFAULT_CONTEXT",
     "DEFAULT_MINUTES",
     "DROP",
@@ -100,6 +99,7 @@ __all__ = [
     "PLAN_VERSION",
     "PROFILE_VERSION",
     "AbsentModule",
+    "AverageResult",
     "Budget",
     "CacheFormat",
     "CacheGrowth",

@@ -18,7 +18,7 @@ __all__ = [
     "HealOptimizer",
     "Moment",
     "PlainMoment",
-    "check_optimizer",
     "Sgd",
+    "check_optimizer",
     "optimizer_named",
 ]
