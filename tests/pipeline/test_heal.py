@@ -233,6 +233,7 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
         trained: ClassVar[dict[str, Any]] = {}
         stored_parameters = dict
         train_parameters = list
+        angles = list
 
     skeleton = SimpleNamespace(sites=(), block_path="blocks")
     with pytest.raises(AdapterError, match="has no trainable parameter; name another --adapter"):
@@ -358,5 +359,5 @@ def test_what_cannot_be_healed_block_by_block_is_refused(
     assert "leave --minutes out" in refusal(
         folders, tmp_path, blockwise=True, steps=None, minutes=1.0
     )
-    told = refusal((fewer, folders[1]), tmp_path, blockwise=True, data=None)
+    told = refusal((fewer, folders[1]), tmp_path, blockwise=True, data=None, eval_text=None)
     assert "has 3 blocks, its original 2" in told
