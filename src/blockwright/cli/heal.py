@@ -46,7 +46,7 @@ def heal(
         str,
         typer.Option(
             help="adam or sgd; adam8bit and sgd8bit keep states in 8 bits, adam8bit-bnb by "
-            "bitsandbytes on a GPU; mfac takes natural gradients; bcd moves a few blocks at a time."
+            "bitsandbytes; mfac takes natural gradients; bcd moves a few blocks at a time."
         ),
     ] = "adam",
     minutes: Annotated[

@@ -3,11 +3,11 @@
 Paper:   Dettmers, Lewis, Shleifer, Zettlemoyer, "8-bit Optimizers via Block-wise Quantization",
          ICLR 2022.
 Idea:    The authors' own kernels make a step one pass over a tensor; ``adam8bit`` does the same in
-         plain PyTorch, which makes about ten, on any device.
+         plain PyTorch, which makes about ten.
 
-Units:   2.03 bytes of states an element, as adam8bit.
-Raises:  AdapterError where it is not installed, or for a model on a CPU, for which it has no
-         optimizers.
+Units:   2.03 bytes of states an element, as adam8bit, and two codebooks of 1 KiB a tensor.
+Raises:  AdapterError where it is not installed, or cannot step on the model's device: version
+         0.50.2 can on a CPU, older ones may not.
 """
 
 from __future__ import annotations
@@ -25,19 +25,28 @@ from blockwright.tuning.trained import Trained
 NAME = "adam8bit-bnb"
 
 
+PROBE_ELEMENTS = 4096
+"""The smallest tensor that it keeps states of 8 bits for."""
+
+
 def bitsandbytes_library(device: str) -> Any:
-    """The library, for tensors on ``device``."""
-    if torch.device(device).type == "cpu":
-        raise AdapterError(
-            f"optimizer {NAME}: bitsandbytes has no optimizers for a CPU; use adam8bit, which keeps"
-            " the same states"
-        )
+    """The library, once it has stepped on ``device``."""
     try:
         import bitsandbytes
     except ImportError:
         raise AdapterError(
             f"optimizer {NAME} is made by bitsandbytes, which is not installed; run"
             " `pip install bitsandbytes`, or use adam8bit, which keeps the same states"
+        ) from None
+    probe = torch.zeros(PROBE_ELEMENTS, device=device, requires_grad=True)
+    probe.grad = torch.ones_like(probe)
+    try:
+        bitsandbytes.optim.Adam8bit([probe], lr=1.0, betas=Adam.betas, eps=EPSILON).step()
+    except (NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AdapterError(
+            f"optimizer {NAME}: this bitsandbytes cannot step on {device} ({reason}); use adam8bit,"
+            " which keeps the same states"
         ) from None
     return bitsandbytes
 
