@@ -46,6 +46,8 @@ from blockwright.types import (
 
 STEPS = 64
 """Of every block, unless others are asked."""
+STEP_TOKENS = 1_024
+"""Of a step, unless others are asked: a block's activations are most of what tuning adds."""
 CHECKS = 8
 MOMENT_BYTES = 8
 """Of Adam's moments, per number trained."""
@@ -153,7 +155,8 @@ class _Blocks:
     def inputs(self) -> Inputs:
         """Rows to train on, in batches: as many as the steps take, a fifth more to judge by."""
         text = self.job.texts.calibration
-        size = max(1, min(self.job.rows_per_step, len(text.ids) // LEAST_BATCHES))
+        wanted = (self.job.request.batch_tokens or STEP_TOKENS) // text.sequence_length
+        size = max(1, min(wanted, len(text.ids) // LEAST_BATCHES))
         rows = max(LEAST_BATCHES * size, math.ceil(1.25 * self.settings.steps * size))
         return Inputs("input_ids", text.ids[:rows], size)
 
