@@ -82,7 +82,11 @@ class Bench:
             yield damage, adapter, seed
 
     def cell(self, damage: str, adapter: str, seed: int) -> dict[str, Any]:
-        """Figures of one cell."""
+        """Figures of one cell; an adapter that was refused with another seed is refused again."""
+        for other in self.arguments.seeds:
+            held = self.held(damage, adapter, other)
+            if held and "refused" in held:
+                return held
 
         def healed() -> Mapping[str, Any]:
             return self.healed(damage, adapter, seed)

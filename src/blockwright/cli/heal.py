@@ -76,7 +76,8 @@ def heal(
         typer.Option(help="Folder for the adapter in peft's files, beside the merged model."),
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a step (default: 2048; 1024 with --blockwise).")
+        int | None,
+        typer.Option(min=2, help="Tokens of a step (default: 2048; 1024 with --blockwise)."),
     ] = None,
     sequence_length: options.SequenceLength = None,
     eval_tokens: options.EvalTokens = None,
