@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,6 +94,28 @@ def closing_gates() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (normal(1, 2, 256, 16, seed=seed) for seed in range(3))
     uniform = torch.rand(1, 2, 256, 16, generator=torch.Generator().manual_seed(3))
     return q, k, v, math.log(1e-3) * uniform
+
+
+@pytest.mark.slow
+@claim(
+    method="gla",
+    family="attention",
+    paper=Gla.paper,
+    says="the GPU kernel of flash-linear-attention gives what the chunks give",
+    measures="largest relative difference, 1,000 tokens, 4 heads of 64: GLA, then Lightning",
+    at_most=1e-2,
+    grade=Grade.HARDWARE,
+)
+def test_the_gpu_kernels_give_what_chunks_give() -> Iterator[float]:
+    if not torch.cuda.is_available() or find_spec("fla") is None:
+        pytest.skip("needs a GPU and flash-linear-attention")
+    q, k, v, x = (normal(1, 4, 1000, 64, seed=seed).cuda() for seed in range(4))
+    for mixer, streams in (
+        (Gla(), (q, k, v, F.logsigmoid(x) / 16)),
+        (Lightning(slopes=slopes(4)), (q, k, v)),
+    ):
+        expected = mixer.forward(*(stream.cpu() for stream in streams), size=64)[0]
+        yield gap(mixer.forward(*streams, size=64)[0].cpu(), expected)
 
 
 @claim(
@@ -204,6 +229,40 @@ def test_the_perturbed_transfer_function_is_close(seed: int) -> float:
 
 
 @claim(
+    method="ptd",
+    family="attention",
+    paper=ROBUST_MODES,
+    says="noise of one frequency passes through a perturbed matrix as through the exact one",
+    measures="output error of the normal part over that of perturbed modes, a sine at the spike",
+    at_least=5,
+    grade=Grade.FIRM,
+)
+def test_perturbed_modes_are_robust_to_a_sine(seed: int) -> float:
+    A, b = legs(SIZE)
+    output = normal(SIZE, seed=seed).double()
+    values, vectors = torch.linalg.eig(normal_part(SIZE))
+    spike = float(values.imag.abs().max())
+    L, right, V = perturbed_modes(SIZE, seed=seed)
+    half = torch.linalg.solve(vectors, (b / 2).to(vectors.dtype))
+    exact = driven(A.to(V.dtype), b.to(V.dtype), output.to(V.dtype), spike)
+    near = driven(torch.diag(L), right, output.to(V.dtype) @ V, spike)
+    diagonal = driven(torch.diag(values), half, output.to(V.dtype) @ vectors, spike)
+    return float((diagonal - exact).norm() / (near - exact).norm())
+
+
+def driven(A: Tensor, b: Tensor, c: Tensor, frequency: float, tokens: int = 4000) -> Tensor:
+    """c x of dx/dt = A x + b sin(frequency t), held between tokens, when the start is forgotten."""
+    step = 0.4 / frequency
+    A_bar = torch.linalg.matrix_exp(step * A)
+    b_bar = torch.linalg.solve(A, (A_bar - torch.eye(len(A), dtype=A.dtype)) @ b)
+    x, found = torch.zeros_like(b), []
+    for u in torch.sin(0.4 * torch.arange(tokens).double()).tolist():
+        x = A_bar @ x + b_bar * u
+        found.append(c @ x)
+    return torch.stack(found[tokens // 2 :]).real
+
+
+@claim(
     method="flashfftconv",
     family="attention",
     paper=FLASH_FFT,
@@ -281,11 +340,27 @@ def test_affine_values_are_found() -> float:
     grade=Grade.FIRM,
 )
 def test_it_regresses_better_than_softmax() -> float:
-    return sum(map(regression_error, range(6))) / 6
+    return sum(error[0] for error in map(regression_errors, range(6))) / 6
 
 
-def regression_error(seed: int) -> float:
-    """The least squared error over bandwidths, against that of softmax attention."""
+@claim(
+    method="local_linear",
+    family="attention",
+    paper=LOCAL_LINEAR,
+    says="it regresses far better than one linear map",
+    measures="squared error / that of least squares, smooth 2-D function, 512 noisy samples, worst"
+    " of six draws",
+    at_most=0.1,
+    grade=Grade.FIRM,
+)
+def test_it_regresses_better_than_one_linear_map() -> float:
+    return max(error[1] for error in map(regression_errors, range(6)))
+
+
+@cache
+def regression_errors(seed: int) -> tuple[float, float]:
+    """The least squared error over bandwidths, against that of softmax attention and against that
+    of a linear map."""
     draw = torch.Generator().manual_seed(seed)
     keys, queries = (2 * torch.rand(1, 1, n, 2, generator=draw) - 1 for n in (512, 400))
     noisy = smooth(keys) + 0.1 * torch.randn(1, 1, 512, 1, generator=draw)
@@ -299,7 +374,10 @@ def regression_error(seed: int) -> float:
         )
         softmax.append(float((mean - smooth(queries)).square().mean()))
         fitted.append(float((local - smooth(queries)).square().mean()))
-    return min(fitted) / min(softmax)
+    affine_k, affine_q = (F.pad(x[0, 0], (0, 1), value=1.0) for x in (keys, queries))
+    line = affine_q @ torch.linalg.lstsq(affine_k, noisy[0, 0]).solution
+    straight = float((line - smooth(queries)[0, 0]).square().mean())
+    return min(fitted) / min(softmax), min(fitted) / straight
 
 
 def smooth(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import attention_page
 from blockwright.attention import benchmark, figures
 from blockwright.cli import run
 from tests.report.page_reader import read_page
@@ -46,11 +47,11 @@ def test_without_a_policy_all_that_is_promised_is_measured(
 ) -> None:
     monkeypatch.setattr(benchmark, "_peak_bytes", lambda policy, setting: None)
     small: dict[str, Any] = {
-        "AT_DENSITY": ((256, 0.9),),
+        "AT_DENSITY": ((256, 0.9, 0.6),),
         "HEADLINE": ("mean@query_block=16,key_block=16",),
     }
     small |= {"OTHERS": ("moba@block=16", "window@window=64"), "DENSITIES": (0.9,)}
-    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",), "OTHER_TOKENS": 256}
+    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",), "TABLE_SEEDS": 1, "OTHER_TOKENS": 256}
     for name, value in small.items():
         monkeypatch.setattr(figures, name, value)
     done: list[None] = []
@@ -62,6 +63,12 @@ def test_without_a_policy_all_that_is_promised_is_measured(
     assert [row["policy"] for row in found["densest_that_wins"]] == list(small["OTHERS"])
     assert found["at_eight_tiles"]["mixed"]["oracle"]["mass_recall"] > 0.5
     assert set(found["growth"]) == {"dense", "llsa", "lightning", "gla", "block_linear"}
+    machine = {"processor": "one", "capability": "some", "threads": 2, "torch": "2"}
+    again = json.loads(json.dumps(found | {"machine": machine}))
+    page = attention_page.written(f"# A\n{attention_page.BEGIN}\nold\n{attention_page.END}\nend", again)
+    assert page.startswith("# A\n") and page.endswith("\nend") and "old" not in page
+    assert "| 256 | `mean` |" in page
+    assert "one (some), 2 threads" in page
 
 
 @pytest.mark.parametrize(

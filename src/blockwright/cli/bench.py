@@ -29,7 +29,7 @@ def attention(
         str | None,
         typer.Option(
             help="An attention policy, e.g. xattention or moba@block=64,keep=8 (default: all that "
-            "is promised of policies and mixers, which takes many minutes; give --json)."
+            "is promised of policies and mixers, as JSON; about ten minutes)."
         ),
     ] = None,
     tokens: Annotated[
@@ -44,7 +44,8 @@ def attention(
         Path | None,
         typer.Option(
             help="HTML file to write.  With --policy, in place of measuring: the tiles that each "
-            "head of a block of --model visits on shipped text.  Without: growth with the length."
+            "head of a block of --model visits on shipped text.  Without: tables, and growth with "
+            "the length in one plot."
         ),
     ] = None,
     model: Annotated[
@@ -100,12 +101,14 @@ def measure_all(setting: Any) -> dict[str, Any]:
     """Everything that is promised: planted data, growth with the length, and the shipped model."""
     from blockwright.api import set_threads
     from blockwright.attention.figures import all_figures, parts
+    from blockwright.machine import describe_machine
     from blockwright.pipeline.visiting import attention_quality
 
     progress = stderr_progress()
     set_threads(setting.threads)
     with progress.stage("bench attention", parts(), "parts") as stage:
         figures = all_figures(setting, advance=stage.advance)
+    figures["machine"] = describe_machine()
     figures["shipped_model"] = attention_quality(str(bundled_model()), progress=progress)
     return figures
 
@@ -123,15 +126,16 @@ def draw_tiles(page: Path, policy: str, model: str, *, block: int, tokens: int) 
 
 
 def draw_growth(page: Path, figures: dict[str, Any]) -> None:
-    """One plot of what was measured at several lengths."""
+    """The plot of what was measured at several lengths, and all tables."""
     from blockwright.machine import processor
+    from blockwright.report.attention_tables import attention_tables
     from blockwright.report.growth_page import render_growth
 
     growth, setting = figures["growth"], figures["setting"]
     subject = f"{setting['heads']} heads, {setting['threads'] or 'all'} threads, {processor()}"
     seconds = {name: found["seconds"] for name, found in growth.items()}
     powers = {name: found["power"] for name, found in growth.items()}
-    write_page(page, render_growth(seconds, powers, subject))
+    write_page(page, render_growth(seconds, powers, subject, attention_tables(figures)))
 
 
 def write_page(page: Path, text: str) -> None:
