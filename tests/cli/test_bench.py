@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import attention_page
 from blockwright.attention import benchmark, figures
+from blockwright.attention.spelling import policies_of
 from blockwright.cli import run
 from tests.report.page_reader import read_page
 
@@ -69,6 +70,26 @@ def test_without_a_policy_all_that_is_promised_is_measured(
     assert page.startswith("# A\n") and page.endswith("\nend") and "old" not in page
     assert "| 256 | `mean` |" in page
     assert "one (some), 2 threads" in page
+
+
+def test_thresholds_of_heads_are_written_for_the_other_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, policy = tmp_path / "heads.json", "xattention@block=16,stride=8"
+    fit = ["bench", "attention", "--tokens", "160", "--policy", policy, "--fit-heads", str(path)]
+    assert run([*fit, "--density", "0.7"]) == 0
+    assert str(path) in capsys.readouterr().out
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found and all(text.startswith(f"{policy},steps=") for text in found.values())
+    assert policies_of(str(path)) == {int(block): text for block, text in found.items()}
+    for changed, message in (
+        ([*fit], "needs --policy, --tokens and --density"),
+        ([*fit, "--density", "0.01"], "still visit"),
+        ([*fit[:6], "--fit-heads", "heads.txt", "--density", "0.7"], "name it .json"),
+        ([*fit, "--policy", "mean", "--density", "0.7"], "are xattention's"),
+    ):
+        assert run(changed) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

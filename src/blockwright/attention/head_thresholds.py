@@ -16,12 +16,12 @@ Differs from the paper: 1. what is shared out is visited tiles; in the paper it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from blockwright.attention.calling import attend
+from blockwright.attention.calling import Attended, attend
 from blockwright.attention.heads import spread
 from blockwright.attention.policies.xattention import XAttention
 from blockwright.attention.policy import Context
@@ -41,6 +41,22 @@ class HeadCosts:
     """int64 [H, M + 1]: tiles visited."""
     visible: int
     """Tiles of all heads that hold a visible pair."""
+
+
+@dataclass(kw_only=True)
+class BlockHeads:
+    """A watcher that fits the heads of every block to its first call of several queries."""
+
+    policy: XAttention
+    density: float
+    found: dict[int, XAttention] = field(default_factory=dict)
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context
+    ) -> None:
+        block = context.layer
+        if block is not None and block not in self.found and q.shape[2] > 1:
+            self.found[block] = fit_heads(self.policy, q, k, v, context, density=self.density)
 
 
 def fit_heads(
