@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from blockwright.attention.engines.products import Product
-from blockwright.attention.heads import spread
+from blockwright.attention.heads import flat_rows, spread
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial, merge
 from blockwright.attention.selection import Selection
-from blockwright.attention.tiles import PairMask, filled_up, tile_status
+from blockwright.attention.tiles import PairMask, cut, filled_up, tile_status
 
 GATHER_BYTES = 2 * 2**20
 """Keys and values gathered for one batch; more would be written to fresh pages every time."""
@@ -45,9 +45,11 @@ class Tiles:
     queries: Tensor
     """[R, L, D]"""
     keys: Tensor
-    """[T, key_block * D] over (batch, key/value head, tile)"""
+    """[T, key_block * D] over (batch, key/value head, tile); with ``places`` [B * Hkv * Nk, D]"""
     values: Tensor
-    """[T, key_block * Dv]"""
+    """[T, key_block * Dv]; with ``places`` [B * Hkv * Nk, Dv]"""
+    places: Tensor | None
+    """int64 [T, key_block]: rows of each tile, where they do not lie together."""
     mask: PairMask
     multiply: Product
     scale: float
@@ -59,9 +61,10 @@ class Tiles:
         tile = self.rows.tile[ids, entries]
         queries = self.queries[ids]
         bias, empty = _bias(self.rows, ids, entries, self.mask, queries)
+        rows = tile.flatten() if self.places is None else self.places[tile].flatten()
         keys, values = (
-            tiles.index_select(0, tile.flatten()).view(len(ids), -1, width)
-            for tiles, width in zip((self.keys, self.values), self.widths, strict=True)
+            source.index_select(0, rows).view(len(ids), -1, width)
+            for source, width in zip((self.keys, self.values), self.widths, strict=True)
         )
         output, lse = self.multiply(queries, keys, values, bias, self.scale)
         if empty is not None:
@@ -78,11 +81,12 @@ def attend_by_query(
     layout: Layout,
     scale: float,
     multiply: Product,
+    k_order: Tensor | None = None,
 ) -> Partial:
     """Attention over the selected tiles; see ``cpu.attend``."""
     rows = make_rows(q, k, selection, layout)
     q_RLD = stack_queries(q, rows.heads, selection.query_block)
-    key_tiles, value_tiles = (flat_tiles(x, selection.key_block) for x in (k, v))
+    keys, values, places = _sources(k, v, selection.key_block, k_order)
     mask = PairMask(
         layout,
         selection.query_block,
@@ -94,8 +98,9 @@ def attend_by_query(
     tiles = Tiles(
         rows=rows,
         queries=q_RLD,
-        keys=key_tiles,
-        values=value_tiles,
+        keys=keys,
+        values=values,
+        places=places,
         mask=mask,
         multiply=multiply,
         scale=scale,
@@ -180,6 +185,16 @@ def _batches(rows: Rows, tiles: int) -> Iterator[tuple[Tensor, int]]:
             stop += 1
         yield order[start:stop], longest
         start = stop
+
+
+def _sources(
+    k: Tensor, v: Tensor, key_block: int, k_order: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values as ``Tiles`` holds them, and places: keys out of order are not copied."""
+    if k_order is None:
+        return flat_tiles(k, key_block), flat_tiles(v, key_block), None
+    places = cut(flat_rows(k_order, *k.shape[:3]), key_block, fill=0)
+    return k.flatten(0, 2), v.flatten(0, 2), places.flatten(0, 2)
 
 
 def _pieces(length: int, most: int) -> list[slice]:
