@@ -103,9 +103,9 @@ def test_keys_out_of_order_are_gathered_from_where_they_are(
     heads = [1, shape.kv_heads][seed % 2]
     order = torch.rand(1, heads, shape.keys, generator=generator).argsort(-1)
     k, v = (take_rows(x, order.argsort(-1)) for x in (problem.k, problem.v))
-    for given in (problem, problem._replace(selection=None)):  # type: ignore[arg-type]
-        got = cpu.attend(*given._replace(k=k, v=v), scale=SCALE, k_order=order)
-        assert_same(got, cpu.attend(*given, scale=SCALE))
+    for case in (problem, problem._replace(selection=None)):  # type: ignore[arg-type]
+        got = cpu.attend(*case._replace(k=k, v=v), scale=SCALE, k_order=order)
+        assert_same(got, cpu.attend(*case, scale=SCALE))
 
 
 @pytest.mark.parametrize("kept", [1, 3, 8])

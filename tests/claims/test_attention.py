@@ -296,9 +296,7 @@ def test_xattention_is_near_the_oracle() -> Iterator[float]:
 
 def unlike_heads(seed: int) -> Planted:
     """Four heads of 2048 tokens: columns, diagonals, topics, and no structure."""
-    heads = [
-        plant(PRESETS[name], 2048, seed=seed) for name in ("vert", "slash", "cluster", "flat")
-    ]
+    heads = [plant(PRESETS[name], 2048, seed=seed) for name in ("vert", "slash", "cluster", "flat")]
     q, k, v = (torch.cat([getattr(head, name) for head in heads], 1) for name in ("q", "k", "v"))
     return Planted(q=q, k=k, v=v)
 

@@ -115,7 +115,7 @@ def products_to_choose(tokens: int, levels: int) -> int:
     policy = Llsa(keep=8, levels=levels, enrich=False)
     with FlopCounterMode(display=False) as counted:
         policy.choose(data.q, data.k, data.v, context(tokens))
-    return counted.get_total_flops()
+    return int(counted.get_total_flops())
 
 
 @pytest.mark.slow
@@ -146,15 +146,17 @@ def test_the_hierarchical_search_is_cheap() -> Iterator[float]:
     at_least=-0.06,
     grade=Grade.FIRM,
 )
-def test_sampled_tokens_find_tiles() -> Iterator[float]:
-    sampled, _ = judged(Blade(least=0.125, most=0.125), topics_and_columns())
-    yield sampled - judged(Oracle(keep=4), topics_and_columns())[0]
-    yield sampled - judged(Random(keep=4), topics_and_columns())[0] - 0.5
+def test_sampled_tokens_find_tiles(seed: int) -> Iterator[float]:
+    data = topics_and_columns(seed)
+    sampled, _ = judged(Blade(least=0.125, most=0.125), data)
+    yield sampled - judged(Oracle(keep=4), data)[0]
+    yield sampled - judged(Random(keep=4), data)[0] - 0.5
 
 
 @cache
-def topics_and_columns() -> Planted:
-    return plant(replace(PRESETS["cluster"], level=7, columns=6, column_level=6), 4096)
+def topics_and_columns(seed: int) -> Planted:
+    runs = replace(PRESETS["cluster"], segment=128, level=7)
+    return plant(replace(runs, columns=6, column_level=6), 4096, seed=seed)
 
 
 @claim(
@@ -164,10 +166,10 @@ def topics_and_columns() -> Planted:
     says="pooled keys stand for what was dropped, where values follow keys",
     measures="error with pooled keys over without, 3 of 32 tiles, cluster and columns, 4096 tokens",
     at_most=0.7,
-    grade=Grade.FIRM,
+    grade=Grade.SOFT,
 )
-def test_pooled_keys_stand_for_what_was_dropped() -> float:
-    data = topics_and_columns()
+def test_pooled_keys_stand_for_what_was_dropped(seed: int) -> float:
+    data = topics_and_columns(seed)
     mixing = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     data = replace(data, v=data.v + 0.3 * data.k @ mixing)
     few = Blade(least=0.08, most=0.08)

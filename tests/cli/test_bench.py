@@ -66,8 +66,12 @@ def test_without_a_policy_all_that_is_promised_is_measured(
     assert set(found["growth"]) == {"dense", "llsa", "lightning", "gla", "block_linear"}
     machine = {"processor": "one", "capability": "some", "threads": 2, "torch": "2"}
     again = json.loads(json.dumps(found | {"machine": machine}))
-    page = attention_page.written(f"# A\n{attention_page.BEGIN}\nold\n{attention_page.END}\nend", again)
-    assert page.startswith("# A\n") and page.endswith("\nend") and "old" not in page
+    page = attention_page.written(
+        f"# A\n{attention_page.BEGIN}\nold\n{attention_page.END}\nend", again
+    )
+    assert page.startswith("# A\n")
+    assert page.endswith("\nend")
+    assert "old" not in page
     assert "| 256 | `mean` |" in page
     assert "one (some), 2 threads" in page
 
@@ -80,7 +84,8 @@ def test_thresholds_of_heads_are_written_for_the_other_commands(
     assert run([*fit, "--density", "0.7"]) == 0
     assert str(path) in capsys.readouterr().out
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found and all(text.startswith(f"{policy},steps=") for text in found.values())
+    assert found
+    assert all(text.startswith(f"{policy},steps=") for text in found.values())
     assert policies_of(str(path)) == {int(block): text for block, text in found.items()}
     for changed, message in (
         ([*fit], "needs --policy, --tokens and --density"),

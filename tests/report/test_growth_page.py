@@ -31,7 +31,9 @@ def test_powers_are_straight_lines_of_their_slope() -> None:
 
 
 def test_the_page_names_every_line() -> None:
-    table = Table(title="Speed", lead="By policy.", head=("policy", "time"), rows=(("`mean`", "2x"),))
+    table = Table(
+        title="Speed", lead="By policy.", head=("policy", "time"), rows=(("`mean`", "2x"),)
+    )
     found = read_page(render_growth(SECONDS, POWERS, "one machine", [table]))
     assert "one machine" in found.text
     assert found.all("table")[0].rows() == [["mean", "2x"]]

@@ -36,7 +36,7 @@ def operation(name: str) -> Operation:
 def run(
     chunked: Operation, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, H, N, V] and the last state of streams [B, H, N, ...] behind a state [B, H, D, V];
+    """Outputs [B, H, N, V] and the last state, for streams behind a state [B, H, D, V];
     ``log_decay`` is [B, H, N, D] or [B, H, N]."""
     streams = {"q": q, "k": k, "v": v, "g": log_decay}
     given: dict[str, Any] = {n: x.transpose(1, 2).contiguous() for n, x in streams.items()}

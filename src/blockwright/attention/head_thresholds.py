@@ -51,9 +51,7 @@ class BlockHeads:
     density: float
     found: dict[int, XAttention] = field(default_factory=dict)
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context
-    ) -> None:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context) -> None:
         block = context.layer
         if block is not None and block not in self.found and q.shape[2] > 1:
             self.found[block] = fit_heads(self.policy, q, k, v, context, density=self.density)

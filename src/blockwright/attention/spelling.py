@@ -56,7 +56,9 @@ def policies_of(text: str) -> str | dict[int, str]:
     if not isinstance(found, dict) or not all(
         block.isdecimal() and isinstance(policy, str) for block, policy in found.items()
     ):
-        raise AttentionError(f'policies {text}: needs a policy per block, as {{"0": "mean@keep=8"}}')
+        raise AttentionError(
+            f'policies {text}: needs a policy per block, as {{"0": "mean@keep=8"}}'
+        )
     return {int(block): policy for block, policy in found.items()}
 
 

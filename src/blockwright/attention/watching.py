@@ -48,9 +48,7 @@ class Densities:
 
     found: dict[int | None, list[float]] = field(default_factory=dict)
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context
-    ) -> None:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context) -> None:
         if q.shape[2] > 1:
             share = density(done.choice, context)
             self.found.setdefault(context.layer, []).append(share)

@@ -148,7 +148,9 @@ def write_heads(
             " xattention@block=32,stride=8 --tokens 2048 --density 0.35"
         )
     if path.suffix != ".json":
-        raise OutputError(f"policies {path}: name it .json, for --attention takes it as a file then")
+        raise OutputError(
+            f"policies {path}: name it .json, for --attention takes it as a file then"
+        )
     with stdout_kept_clean():
         from blockwright.pipeline.visiting import head_policies
 

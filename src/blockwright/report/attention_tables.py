@@ -63,9 +63,9 @@ def _winning(rows: Sequence[Figures]) -> Table:
     found = []
     for row in rows:
         tried = ", ".join(f"{each['ratio']:.2f}x at {each['density']:.2f}" for each in row["tried"])
-        won = ("none", "", "")
+        won: tuple[str, ...] = ("none", "", "")
         if row["density"] is not None:
-            won = tuple(f"{row[k]:.3f}" for k in ("density", "mass_recall", "output_error"))  # type: ignore[assignment]
+            won = tuple(f"{row[k]:.3f}" for k in ("density", "mass_recall", "output_error"))
         found.append((f"`{row['policy']}`", *won, tried))
     return Table(
         title="The greatest density that is faster than dense",
@@ -77,13 +77,7 @@ def _winning(rows: Sequence[Figures]) -> Table:
 
 def _recall(table: Mapping[str, Mapping[str, Figures]]) -> Table:
     names = list(next(iter(table.values())))
-    rows = [
-        (
-            name,
-            *(f"{row[name]['mass_recall']:.3f} / {row[name]['output_error']:.2f}" for row in table.values()),
-        )
-        for name in names
-    ]
+    rows = [(name, *(_kept(row[name]) for row in table.values())) for name in names]
     return Table(
         title="Recall and output error at equal density",
         lead="Eight tiles of 64 keys per list, own and first among them, 4,096 tokens, one head, "
@@ -91,6 +85,10 @@ def _recall(table: Mapping[str, Mapping[str, Figures]]) -> Table:
         head=("policy", *table),
         rows=tuple(rows),
     )
+
+
+def _kept(found: Figures) -> str:
+    return f"{found['mass_recall']:.3f} / {found['output_error']:.2f}"
 
 
 def _growth(growth: Mapping[str, Figures]) -> Table:
@@ -102,8 +100,8 @@ def _growth(growth: Mapping[str, Figures]) -> Table:
     ]
     return Table(
         title="Growth with the length",
-        lead="One call; attention in bfloat16 and bidirectional, mixers in fp32. The last column is "
-        "the power of the tokens that the time grows with.",
+        lead="One call; attention in bfloat16 and bidirectional, mixers in fp32. The last column "
+        "is the power of the tokens that the time grows with.",
         head=("", *(f"{n:,}" for n in lengths), "power"),
         rows=tuple(rows),
     )

@@ -15,8 +15,8 @@ Equations -> code
 Shapes:  S stride; Q~, K~ [N / S, S D]; T [nq, nk].
 Cost:    1 / (2 S) of dense.
 Differs from the paper: 1. tiles of a stride that have no visible pair are masked by positions,
-         so padding and unequal lengths work.  2. the dynamic program over heads spends
-         visited tiles where the paper's spends steps of the thresholds.  3. sums of bfloat16 inputs are
+         so padding and unequal lengths work.  2. the dynamic program over heads shares
+         out visited tiles, the paper's steps of the thresholds.  3. sums of bfloat16 inputs are
          rounded to bfloat16 before the softmax: 0.2% of a mean logit.
 Checked: strided sums equal explicit antidiagonal means; recall against pooled means and random;
          thresholds per head against one, tests/claims/test_attention.py.
@@ -72,7 +72,9 @@ class XAttention(Policy):
             )
         if self.steps and (self.shared or self.keep):
             other = "shared" if self.shared else "keep"
-            raise AttentionError(f"xattention: steps are of single heads' thresholds; leave {other}")
+            raise AttentionError(
+                f"xattention: steps are of single heads' thresholds; leave {other}"
+            )
         if self.block % self.stride:
             raise AttentionError(
                 f"xattention: stride {self.stride} does not divide block {self.block}"
@@ -134,7 +136,8 @@ def _mass_of_head(
         seen = layout.of_queries(part).visible()
         some = seen.flatten(0, -2).any(0).nonzero()
         columns = (int(some.amax()) // per_tile + 1 if len(some) else 1) * per_tile
-        W = torch.matmul(Q[:, :, part].flatten(1, 2), K[:, :columns].mT)
+        # as a linear layer: a batched product would copy the transposed keys
+        W = F.linear(Q[0, :, part].flatten(0, 1), K[0, :columns])
         W = W.float().mul_(factor).view(1, Q.shape[1], -1, columns)
         W = torch.softmax(W.masked_fill_(~seen[..., :columns], -torch.inf), -1).nan_to_num_(0.0)
         W = W.view(*W.shape[:2], -1, per_tile, columns // per_tile, per_tile).sum((3, 5))
