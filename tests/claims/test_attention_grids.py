@@ -6,6 +6,7 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -197,6 +198,7 @@ def searched(memory: MutableMapping[str, Tensor], now: Planted) -> float:
     return mass_recall(now.q, now.k, done.choice, context)
 
 
+@pytest.mark.slow
 @claim(
     method="adaspa",
     family="attention",
@@ -228,6 +230,7 @@ def test_a_new_scene_needs_a_new_search() -> float:
     return reused(scene(), scene()) - reused(scene(), scene(seed=7))
 
 
+@pytest.mark.slow
 @claim(
     method="adaspa",
     family="attention",
@@ -241,6 +244,7 @@ def test_budgets_follow_the_heads(seed: int) -> float:
     return gain_of_budgets(seed, columns=2)
 
 
+@pytest.mark.slow
 @claim(
     method="adaspa",
     family="attention",

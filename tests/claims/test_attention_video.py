@@ -93,6 +93,7 @@ def test_levels_cover_every_token_once() -> float:
     return judged(Llsa(keep=2, levels=2), Planted(q=data.q, k=k, v=v))[1]
 
 
+@pytest.mark.slow
 @claim(
     method="llsa",
     family="attention",
@@ -136,6 +137,7 @@ def test_the_hierarchical_search_is_cheap() -> Iterator[float]:
 # -- BLADE
 
 
+@pytest.mark.slow
 @claim(
     method="blade",
     family="attention",
@@ -159,6 +161,7 @@ def topics_and_columns(seed: int) -> Planted:
     return plant(replace(runs, columns=6, column_level=6), 4096, seed=seed)
 
 
+@pytest.mark.slow
 @claim(
     method="blade",
     family="attention",

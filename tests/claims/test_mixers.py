@@ -269,6 +269,7 @@ def test_the_perturbed_transfer_function_is_close(seed: int) -> float:
     return float((near - exact).abs().max() / (diagonal - exact).abs().max())
 
 
+@pytest.mark.slow
 @claim(
     method="ptd",
     family="attention",

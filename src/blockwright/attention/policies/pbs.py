@@ -16,7 +16,7 @@ Differs from the paper: 1. one permutation per key/value head, its group's impor
          where the released code repeats keys and values per query head.  2. queries stay in order,
          as in the released code.
 Checked: recall and error on scattered keys against unpermuted tiles,
-         tests/claims/test_attention.py.
+         tests/claims/test_attention_order.py.
 """
 
 from __future__ import annotations

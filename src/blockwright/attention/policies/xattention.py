@@ -19,7 +19,7 @@ Differs from the paper: 1. tiles of a stride that have no visible pair are maske
          out visited tiles, the paper's steps of the thresholds.  3. sums of bfloat16 inputs are
          rounded to bfloat16 before the softmax: 0.2% of a mean logit.
 Checked: strided sums equal explicit antidiagonal means; recall against pooled means and random;
-         thresholds per head against one, tests/claims/test_attention.py.
+         thresholds per head against one, tests/claims/test_xattention.py.
 """
 
 from __future__ import annotations
