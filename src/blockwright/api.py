@@ -309,7 +309,8 @@ def generate_text(
     use_attention(loaded, attention)
     cache = cache_of(loaded.config, kv)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    with progress.stage("generate", max_new_tokens, "tokens") as stage:
+    visited = Densities()
+    with watched(visited), progress.stage("generate", max_new_tokens, "tokens") as stage:
         output = loaded.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
@@ -319,7 +320,10 @@ def generate_text(
             **({} if cache is None else {"past_key_values": cache}),
             **(sampling or {"do_sample": False}),
         )
-    new_tokens = output[0, encoded["input_ids"].shape[1] :]
+    read = encoded["input_ids"].shape[1]
+    if visited.mean is not None:
+        progress.note(f"attention visited {visited.mean:.0%} of the tiles of {read} prompt tokens")
+    new_tokens = output[0, read:]
     return str(tokenizer.decode(new_tokens, skip_special_tokens=True))
 
 

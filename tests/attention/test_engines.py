@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockwright.attention.engines import cpu, ref
+from blockwright.attention.engines import by_query, cpu, ref
 from blockwright.attention.engines.products import fused_product, plain_product
+from blockwright.attention.heads import take_rows
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial, merge
 from blockwright.attention.selection import Selection
@@ -90,6 +91,31 @@ def test_two_disjoint_selections_merge_to_the_joint_one(
         for selection in (halved(problem, tiles & odd), halved(problem, tiles & ~odd))
     ]
     assert_same(merge(parts), cpu.attend(*problem, scale=SCALE))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shapes(), FLAGS, st.integers(0, 99))
+def test_keys_out_of_order_are_gathered_from_where_they_are(
+    shape: Shape, flags: dict[str, object], seed: int
+) -> None:
+    problem = random_problem(shape, flags, seed)
+    generator = torch.Generator().manual_seed(seed)
+    heads = [1, shape.kv_heads][seed % 2]
+    order = torch.rand(1, heads, shape.keys, generator=generator).argsort(-1)
+    k, v = (take_rows(x, order.argsort(-1)) for x in (problem.k, problem.v))
+    for case in (problem, problem._replace(selection=None)):  # type: ignore[arg-type]
+        got = cpu.attend(*case._replace(k=k, v=v), scale=SCALE, k_order=order)
+        assert_same(got, cpu.attend(*case, scale=SCALE))
+
+
+@pytest.mark.parametrize("kept", [1, 3, 8])
+@pytest.mark.parametrize("rule", [CAUSAL, CAUSAL | {"window": 9}, CAUSAL | {"causal": False}])
+def test_long_lists_are_multiplied_in_pieces(
+    kept: int, rule: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(Shape(2, 1, 2, 70, 75, 16, 12, 16, 8), rule, kept)
+    monkeypatch.setattr(by_query, "GATHER_BYTES", kept * 8 * 28 * 4)
+    assert_same(cpu.attend(*problem, scale=SCALE), ref.attend(*problem, scale=SCALE))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import attention_page
 from blockwright.attention import benchmark, figures
+from blockwright.attention.spelling import policies_of
 from blockwright.cli import run
 from tests.report.page_reader import read_page
 
@@ -46,11 +48,11 @@ def test_without_a_policy_all_that_is_promised_is_measured(
 ) -> None:
     monkeypatch.setattr(benchmark, "_peak_bytes", lambda policy, setting: None)
     small: dict[str, Any] = {
-        "AT_DENSITY": ((256, 0.9),),
+        "AT_DENSITY": ((256, 0.9, 0.6),),
         "HEADLINE": ("mean@query_block=16,key_block=16",),
     }
     small |= {"OTHERS": ("moba@block=16", "window@window=64"), "DENSITIES": (0.9,)}
-    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",), "OTHER_TOKENS": 256}
+    small |= {"TABLE_TOKENS": 512, "TABLE_DATA": ("mixed",), "TABLE_SEEDS": 1, "OTHER_TOKENS": 256}
     for name, value in small.items():
         monkeypatch.setattr(figures, name, value)
     done: list[None] = []
@@ -62,6 +64,37 @@ def test_without_a_policy_all_that_is_promised_is_measured(
     assert [row["policy"] for row in found["densest_that_wins"]] == list(small["OTHERS"])
     assert found["at_eight_tiles"]["mixed"]["oracle"]["mass_recall"] > 0.5
     assert set(found["growth"]) == {"dense", "llsa", "lightning", "gla", "block_linear"}
+    machine = {"processor": "one", "capability": "some", "threads": 2, "torch": "2"}
+    again = json.loads(json.dumps(found | {"machine": machine}))
+    page = attention_page.written(
+        f"# A\n{attention_page.BEGIN}\nold\n{attention_page.END}\nend", again
+    )
+    assert page.startswith("# A\n")
+    assert page.endswith("\nend")
+    assert "old" not in page
+    assert "| 256 | `mean` |" in page
+    assert "one (some), 2 threads" in page
+
+
+def test_thresholds_of_heads_are_written_for_the_other_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, policy = tmp_path / "heads.json", "xattention@block=16,stride=8"
+    fit = ["bench", "attention", "--tokens", "160", "--policy", policy, "--fit-heads", str(path)]
+    assert run([*fit, "--density", "0.7"]) == 0
+    assert str(path) in capsys.readouterr().out
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found
+    assert all(text.startswith(f"{policy},steps=") for text in found.values())
+    assert policies_of(str(path)) == {int(block): text for block, text in found.items()}
+    for changed, message in (
+        ([*fit], "needs --policy, --tokens and --density"),
+        ([*fit, "--density", "0.01"], "still visit"),
+        ([*fit[:6], "--fit-heads", "heads.txt", "--density", "0.7"], "name it .json"),
+        ([*fit, "--policy", "mean", "--density", "0.7"], "are xattention's"),
+    ):
+        assert run(changed) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,16 @@ BUDGET = Budget(speedup=1.25, phase=Phase.PREFILL, context=64)
 SITES = [f"model.layers.{index}.attention_policy" for index in range(3)]
 
 
+class Heard(SilentProgress):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def write_profile(model: Path, path: Path) -> None:
     """A profile of this machine with made-up times: policies save a part of a block's 10000 ns."""
     measured = measure_profile(
@@ -132,7 +142,9 @@ def check_loading(folder: Path, taken: dict[str, str]) -> None:
     use_attention(model, "keep")
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, streamed, atol=1e-4, rtol=1e-4)
-    assert blockwright.generate_text(str(folder), "words " * 8, max_new_tokens=3)
+    heard = Heard()
+    assert blockwright.generate_text(str(folder), "words " * 8, max_new_tokens=3, progress=heard)
+    assert any(note.startswith("attention visited ") for note in heard.notes)
     model.save_pretrained(folder.with_name("saved"))
     assert policies_of(folder.with_name("saved")) == taken
 

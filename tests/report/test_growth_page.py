@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from blockwright.report.attention_tables import Table
 from blockwright.report.growth_page import APART, growth_chart, render_growth
 from tests.report.page_reader import read_page
 
@@ -30,7 +31,11 @@ def test_powers_are_straight_lines_of_their_slope() -> None:
 
 
 def test_the_page_names_every_line() -> None:
-    found = read_page(render_growth(SECONDS, POWERS, "one machine"))
+    table = Table(
+        title="Speed", lead="By policy.", head=("policy", "time"), rows=(("`mean`", "2x"),)
+    )
+    found = read_page(render_growth(SECONDS, POWERS, "one machine", [table]))
     assert "one machine" in found.text
+    assert found.all("table")[0].rows() == [["mean", "2x"]]
     for name in ("dense: N^2.00", "llsa: N^1.00", "gla: N^1.00", "16384"):
         assert name in found.text

@@ -6,8 +6,9 @@ import ctypes
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from blockwright.attention.budget import meet_density, name_of
-from blockwright.attention.calling import attend
+from blockwright.attention.calling import Attended, attend
 from blockwright.attention.layout import Layout
 from blockwright.attention.metrics import density, mass_recall, output_error
 from blockwright.attention.planted import WIDTH, plant, preset_named
@@ -72,38 +73,79 @@ class Figures:
 
 def bench(policy: Policy, setting: Setting, *, target: float | None = None) -> Figures:
     """Measure a policy; ``target`` moves its budget to that density first."""
-    if not policy.causal:
-        raise AttentionError(f"bench: policy {name_of(policy)} is not for causal attention")
-    if setting.threads is not None:
-        torch.set_num_threads(setting.threads)
-    q, k, v = made_inputs(setting)
-    context = made_context(setting)
-    if target is not None:
-        policy, _ = meet_density(
-            policy,
-            target,
-            setting.tokens,
-            lambda tried: density(tried.choose(q, k, v, context), context),
-        )
-    done = attend(q, k, v, policy=policy, context=context)
-    seconds, dense_seconds = _in_turn(
-        lambda: attend(q, k, v, policy=policy, context=context),
-        lambda: fused_dense(q, k, v),
-        setting.repeats,
-    )
-    return Figures(
-        policy=name_of(policy),
-        options=asdict(policy),  # type: ignore[call-overload]
-        setting=setting,
-        density=density(done.choice, context),
-        mass_recall=mass_recall(q, k, done.choice, context, rows=RECALL_ROWS),
-        output_error=output_error(done.output, fused_dense(q, k, v)),
-        seconds=seconds,
-        dense_seconds=dense_seconds,
-        ratio=seconds / dense_seconds,
-        peak_bytes=_peak_bytes(policy, setting),
-        dense_peak_bytes=_peak_bytes(None, setting),
-    )
+    case = Case.made(setting)
+    return case.measure([policy if target is None else case.meet(policy, target)])[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The planted tensors of a setting, and what policies do on them."""
+
+    setting: Setting
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    context: Context
+
+    @classmethod
+    def made(cls, setting: Setting) -> Case:
+        """Also sets the number of threads."""
+        if setting.threads is not None:
+            torch.set_num_threads(setting.threads)
+        q, k, v = made_inputs(setting)
+        return cls(setting=setting, q=q, k=k, v=v, context=made_context(setting))
+
+    def meet(self, policy: Policy, target: float) -> Policy:
+        """The policy at its greatest budget of at most this density; raises ``AttentionError``
+        when even the least is more."""
+        self._check(policy)
+        return meet_density(policy, target, self.setting.tokens, self.density)[0]
+
+    def density(self, policy: Policy) -> float:
+        """Visited tiles over visible ones."""
+        return density(policy.choose(self.q, self.k, self.v, self.context), self.context)
+
+    def time(self, policies: Sequence[Policy], repeats: int) -> tuple[float, list[float]]:
+        """Median seconds of dense attention and of every policy, all run in turn."""
+        runs: list[Callable[[], object]] = [lambda: fused_dense(self.q, self.k, self.v)]
+        runs += [partial(self.attend, policy) for policy in policies]
+        dense, *seconds = _in_turn(runs, repeats)
+        return dense, seconds
+
+    def attend(self, policy: Policy) -> Attended:
+        """One call, choosing included."""
+        return attend(self.q, self.k, self.v, policy=policy, context=self.context)
+
+    def measure(self, policies: Sequence[Policy]) -> list[Figures]:
+        """All figures, every policy beside the same runs of dense attention."""
+        for policy in policies:
+            self._check(policy)
+        dense_seconds, taken = self.time(policies, self.setting.repeats)
+        dense_peak = _peak_bytes(None, self.setting)
+        output = fused_dense(self.q, self.k, self.v)
+        found = []
+        for policy, seconds in zip(policies, taken, strict=True):
+            done = self.attend(policy)
+            kept = mass_recall(self.q, self.k, done.choice, self.context, rows=RECALL_ROWS)
+            figures = Figures(
+                policy=name_of(policy),
+                options=asdict(policy),  # type: ignore[call-overload]
+                setting=self.setting,
+                density=density(done.choice, self.context),
+                mass_recall=kept,
+                output_error=output_error(done.output, output),
+                seconds=seconds,
+                dense_seconds=dense_seconds,
+                ratio=seconds / dense_seconds,
+                peak_bytes=_peak_bytes(policy, self.setting),
+                dense_peak_bytes=dense_peak,
+            )
+            found.append(figures)
+        return found
+
+    def _check(self, policy: Policy) -> None:
+        if not policy.causal:
+            raise AttentionError(f"bench: policy {name_of(policy)} is not for causal attention")
 
 
 def made_inputs(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,18 +168,16 @@ def fused_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
 
 
-def _in_turn(
-    first: Callable[[], object], second: Callable[[], object], repeats: int
-) -> tuple[float, float]:
-    """Median seconds of both, run alternately after one unmeasured run."""
-    taken: tuple[list[float], list[float]] = ([], [])
+def _in_turn(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median seconds of each, run alternately after one unmeasured round."""
+    taken: list[list[float]] = [[] for _ in runs]
     for number in range(repeats + 1):
-        for run, seconds in zip((first, second), taken, strict=True):
+        for run, seconds in zip(runs, taken, strict=True):
             began = time.perf_counter()
             run()
             if number:
                 seconds.append(time.perf_counter() - began)
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def _peak_bytes(policy: Policy | None, setting: Setting) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blockwright.attention.engines import cpu
 from blockwright.attention.engines.products import Product, product
-from blockwright.attention.heads import spread
+from blockwright.attention.heads import spread, take_rows
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial, merge, with_sink
 from blockwright.attention.policies.dense import Dense
@@ -145,14 +145,21 @@ def compute(
 ) -> tuple[Partial, Selection | None]:
     """Attend as chosen: the result in the inputs' order, and what was visited."""
     layout = choice.layout or context.layout
-    q, k, v = arranged(q, k, v, layout)
     scale, selection = context.scale, choice.selection
+    if engine == "cpu":  # gathers keys and values from where they are
+        q = _taken(q, layout.q_order)
+    else:
+        q, k, v = arranged(q, k, v, layout)
 
     def over(selection: Selection | None) -> Partial:
         if engine == "cpu":
-            multiply = choice.multiply or product
+            multiply, order = choice.multiply or product, layout.k_order
             return cpu.attend(
-                q, k, v, selection, layout, scale=scale, logit_cap=logit_cap, multiply=multiply
+                *(q, k, v, selection, layout),
+                scale=scale,
+                logit_cap=logit_cap,
+                multiply=multiply,
+                k_order=order,
             )
         return engine_named(engine)(q, k, v, selection, layout, scale=scale, logit_cap=logit_cap)
 
@@ -166,13 +173,11 @@ def compute(
 
 def arranged(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """The tensors in slot order."""
+    return _taken(q, layout.q_order), _taken(k, layout.k_order), _taken(v, layout.k_order)
 
-    def take(x: Tensor, order: Tensor | None) -> Tensor:
-        if order is None:
-            return x
-        return torch.take_along_dim(x, spread(order, x.shape[1])[..., None], 2)
 
-    return take(q, layout.q_order), take(k, layout.k_order), take(v, layout.k_order)
+def _taken(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else take_rows(x, order)
 
 
 def padded_layout(

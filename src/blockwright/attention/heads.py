@@ -16,6 +16,18 @@ def spread(values: Tensor, heads: int) -> Tensor:
     return values.repeat_interleave(heads // own, dim=1)
 
 
+def take_rows(x: Tensor, order: Tensor) -> Tensor:
+    """[B, H, N, D] with rows in another order, int64 [B or 1, h, n] -> [B, H, n, D]."""
+    rows = flat_rows(order, *x.shape[:3])
+    return x.flatten(0, 2).index_select(0, rows.flatten()).view(*rows.shape, x.shape[-1])
+
+
+def flat_rows(order: Tensor, batch: int, heads: int, rows: int) -> Tensor:
+    """int64 [B, H, n]: ``order`` [B or 1, h, n] counted over (batch, head, row)."""
+    first = rows * torch.arange(batch * heads, device=order.device).view(batch, heads, 1)
+    return spread(order, heads) + first
+
+
 def align(*values: Tensor) -> tuple[Tensor, ...]:
     """All with as many heads as the one that has most."""
     heads = max(x.shape[1] for x in values)

@@ -40,7 +40,7 @@ from transformers.masking_utils import (
 from blockwright.attention.calling import attend
 from blockwright.attention.layout import Layout
 from blockwright.attention.policy import Context, Policy
-from blockwright.attention.spelling import policy_of_spec, text_of
+from blockwright.attention.spelling import policies_of, policy_of_spec, text_of
 from blockwright.attention.watching import show
 from blockwright.errors import AttentionError
 from blockwright.registry import policy_named, policy_names
@@ -88,7 +88,8 @@ def use_policies(model: Any, policies: str | Policy | Mapping[int, str | Policy]
 
 
 def use_attention(model: Any, attention: str | None) -> None:
-    """A policy for every block, ``keep`` for the model's own attention; None: as the folder says.
+    """A policy for every block, a JSON file with one per block, ``keep`` for the model's own
+    attention; None: as the folder says.
 
     Raises ``AttentionError`` or ``CandidateError`` for a policy or an option that there is not.
     """
@@ -97,7 +98,7 @@ def use_attention(model: Any, attention: str | None) -> None:
         if recorded := recorded_policies(model.config):
             use_policies(model, recorded)
     elif attention != "keep":
-        use_policies(model, attention)
+        use_policies(model, policies_of(attention))
     elif str(model.config._attn_implementation).startswith(PREFIX):
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         for config in _configs(model):
@@ -107,7 +108,9 @@ def use_attention(model: Any, attention: str | None) -> None:
 def check_attention(attention: str | None) -> None:
     """Raise ``AttentionError`` or ``CandidateError`` for what ``use_attention`` cannot take."""
     if attention not in (None, "keep"):
-        policy_named(attention)
+        found = policies_of(attention)
+        for policy in [found] if isinstance(found, str) else found.values():
+            policy_named(policy)
 
 
 def attends_by_policy(model: Any) -> bool:
@@ -171,7 +174,7 @@ def attention_forward(
         memory=_MEMORY.setdefault(module, {}),
     )
     done = attend(query, key, value, policy=policy, context=context, sinks=s_aux, logit_cap=softcap)
-    show(query, key, done, context)
+    show(query, key, value, done, context)
     return done.output.transpose(1, 2).contiguous(), None
 
 

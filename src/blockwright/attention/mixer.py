@@ -47,11 +47,18 @@ class SequenceMixer(ABC, Generic[StateT]):
     def step(self, state: StateT, *streams: Tensor) -> tuple[Tensor, StateT]:
         """``chunk`` of one token."""
 
+    def kernel(self, state: StateT, *streams: Tensor) -> tuple[Tensor, StateT] | None:
+        """``forward`` by a GPU kernel; None where there is none for such streams."""
+        return None
+
     def forward(
         self, *streams: Tensor, size: int, state: StateT | None = None
     ) -> tuple[Tensor, StateT]:
-        """A sequence of any length in chunks of ``size`` tokens; outputs, and the last state."""
+        """A sequence of any length in chunks of ``size`` tokens, a kernel's own where there is one;
+        outputs, and the last state."""
         state = self.start(*streams) if state is None else state
+        if (done := self.kernel(state, *streams)) is not None:
+            return done
         outputs = []
         for part in zip(*(stream.split(size, dim=2) for stream in streams), strict=True):
             output, state = self.chunk(state, *part)

@@ -31,12 +31,12 @@ def pick_top(
 
 
 def pick_share(
-    mass: Tensor, visible: Tensor, forced: Tensor, share: float, *, blocks: tuple[int, int]
+    mass: Tensor, visible: Tensor, forced: Tensor, share: float | Tensor, *, blocks: tuple[int, int]
 ) -> Selection:
     """The shortest prefix by descending mass that reaches ``share`` of each row's total.
 
     ``mass`` fp32 >= 0 [B, h, nq, nk]; forced tiles count first; the tile that crosses is
-    included; ``share`` >= 1 keeps everything visible.
+    included; ``share`` >= 1 keeps everything visible; as [h, 1, 1] it is each head's own.
     """
     mass, visible, forced = align(mass, visible, forced)
     mass = mass.masked_fill(~visible, 0.0)
@@ -64,9 +64,10 @@ def ordered_top(scores: Tensor, keep: int) -> Tensor:
 
 
 def own_and_first(layout: Layout, blocks: tuple[int, int]) -> tuple[TileStatus, Tensor]:
-    """The status of all tiles, and those that most policies force: own and first."""
+    """The status of all tiles, and those that most policies force: the own one, and, for causal
+    attention, whose rows put mass that belongs nowhere there, the first."""
     status = tile_status(layout, *blocks)
-    return status, status.own | status.first
+    return status, status.own | status.first if layout.causal else status.own
 
 
 def pooled_mean(x: Tensor, position: Tensor, block: int) -> Tensor:

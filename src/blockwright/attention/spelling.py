@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from blockwright.attention.budget import name_of
 from blockwright.attention.policy import Policy
-from blockwright.errors import FormatError
+from blockwright.errors import AttentionError, FormatError
 from blockwright.registry import policy_named
 
 POLICY_VERSION = 1
@@ -36,6 +38,28 @@ def policy_of_spec(spec: Mapping[str, Any]) -> str:
             f" reads up to {POLICY_VERSION}; upgrade Blockwright"
         )
     return text_of(policy_named(str(spec["policy"])))
+
+
+def policies_of(text: str) -> str | dict[int, str]:
+    """A policy as it stands, or those of a JSON file: ``{"0": "dense", "1": "mean@keep=8"}``.
+
+    Raises ``AttentionError`` for a file that cannot be read or holds something else.
+    """
+    if not text.endswith(".json"):
+        return text
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AttentionError(f"policies {text}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise AttentionError(f"policies {text}: no JSON ({error})") from None
+    if not isinstance(found, dict) or not all(
+        block.isdecimal() and isinstance(policy, str) for block, policy in found.items()
+    ):
+        raise AttentionError(
+            f'policies {text}: needs a policy per block, as {{"0": "mean@keep=8"}}'
+        )
+    return {int(block): policy for block, policy in found.items()}
 
 
 def _spelled(value: object) -> str:

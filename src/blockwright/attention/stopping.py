@@ -45,6 +45,12 @@ def attend_until(
     return total, replace(selection, count=visited)
 
 
+def dropped_bound(whole: Selection, visited: Selection, stop: Stop) -> Tensor:
+    """[B, H, nq]: the most that what was not visited adds to a row's softmax sum, as a share of it,
+    where lists are in the true order and every row was judged (``worst_row``)."""
+    return -(-(whole.count - visited.count) // stop.part) * stop.below
+
+
 def _gain(more: Partial, total: Partial, block: int, layout: Layout, stop: Stop) -> Tensor:
     """[B, H, nq]: share of the softmax sum that the last part added to each query tile."""
     share = torch.exp(more.lse - total.lse).nan_to_num(0.0)

@@ -38,7 +38,7 @@ class BlockVisits:
     block: int
     heads: tuple[HeadVisits, ...] = ()
 
-    def __call__(self, q: Tensor, k: Tensor, done: Attended, context: Context) -> None:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context) -> None:
         if not self.heads and context.layer == self.block and q.shape[2] > 1:
             self.heads = head_visits(q, k, done, context)
 

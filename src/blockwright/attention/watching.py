@@ -18,7 +18,9 @@ from blockwright.attention.policy import Context
 class Watcher(Protocol):
     """Is shown every call of a model's attention."""
 
-    def __call__(self, q: Tensor, k: Tensor, done: Attended, context: Context) -> None: ...
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context
+    ) -> None: ...
 
 
 _WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
@@ -34,10 +36,10 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _WATCHERS.reset(before)
 
 
-def show(q: Tensor, k: Tensor, done: Attended, context: Context) -> None:
+def show(q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context) -> None:
     """Tell those who look on of one call."""
     for watcher in _WATCHERS.get():
-        watcher(q, k, done, context)
+        watcher(q, k, v, done, context)
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Densities:
 
     found: dict[int | None, list[float]] = field(default_factory=dict)
 
-    def __call__(self, q: Tensor, k: Tensor, done: Attended, context: Context) -> None:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, done: Attended, context: Context) -> None:
         if q.shape[2] > 1:
             share = density(done.choice, context)
             self.found.setdefault(context.layer, []).append(share)

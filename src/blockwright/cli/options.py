@@ -88,8 +88,8 @@ AttentionPolicies = Annotated[
 Attention = Annotated[
     str | None,
     typer.Option(
-        help="Attention policy of every block: xattention, moba@block=64,keep=8 ..., or keep for "
-        "the model's own (default: as the folder says)."
+        help="Attention policy of every block: xattention, moba@block=64,keep=8 ..., a .json file "
+        "with one per block, or keep for the model's own (default: as the folder says)."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]

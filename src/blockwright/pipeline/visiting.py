@@ -6,12 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from blockwright.attention.head_thresholds import BlockHeads
 from blockwright.attention.huggingface import check_attention
+from blockwright.attention.policies.xattention import XAttention
 from blockwright.attention.spelling import text_of
 from blockwright.attention.visits import BlockVisits
 from blockwright.attention.watching import Densities, watched
 from blockwright.checkpoint import resolve_model
-from blockwright.errors import ModelError
+from blockwright.errors import AttentionError, ModelError
 from blockwright.evaluate import measure, run_to_file
 from blockwright.pipeline.proving import open_fitted
 from blockwright.progress import Progress, SilentProgress
@@ -28,6 +30,8 @@ QUALITY_POLICIES = (
     "quest@query_block=32,key_block=16,keep=24,dense_layers=0",
 )
 """What ``bench attention`` judges on the shipped model."""
+NAMES = {"heldout": "held-out", "calibration": "calibration"}
+"""Splits of the shipped text, as they are called."""
 
 
 def attention_quality(
@@ -83,10 +87,42 @@ def visited_tiles(
     )
 
 
-def _shipped_inputs(model: str, length: int, tokens: int) -> tuple[Inputs, str]:
-    """Windows of the shipped held-out text."""
+def head_policies(
+    model: str,
+    policy: str,
+    *,
+    density: float,
+    tokens: int,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Block -> XAttention with the thresholds of its heads that lose least at a density, where the
+    model reads ``tokens`` tokens of shipped calibration text densely.
+
+    Raises ``AttentionError`` for another policy, or a density that a block cannot meet.
+    """
+    progress = progress or SilentProgress()
+    one = policy_named(policy)
+    if not isinstance(one, XAttention):
+        raise AttentionError(f"thresholds per head are xattention's, got {policy}")
+    folder = resolve_model(model, None).path
+    stream = open_fitted(folder, kv=str(KEEP), attention="dense")
+    inputs, _ = _shipped_inputs(str(folder), tokens, tokens, split="calibration")
+    heads = BlockHeads(policy=one, density=density)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress.stage("fit the heads", len(stream.blocks), "blocks") as stage,
+        watched(heads),
+    ):
+        run_to_file(stream, inputs, Path(scratch) / "hidden.bin", stage.advance)
+    return {str(block): text_of(found) for block, found in sorted(heads.found.items())}
+
+
+def _shipped_inputs(
+    model: str, length: int, tokens: int, split: str = "heldout"
+) -> tuple[Inputs, str]:
+    """Windows of shipped text, held-out unless another split is named."""
     tokenizer = load_tokenizer(Path(model))
     text = tokenize(
-        bundled_documents("heldout"), tokenizer, length, tokens, 0, name="shipped held-out text"
+        bundled_documents(split), tokenizer, length, tokens, 0, name=f"shipped {NAMES[split]} text"
     )
     return Inputs.of_tokens(text.ids), text.description

@@ -1,9 +1,10 @@
-"""The page of growth: seconds by tokens of attention, a policy and mixers, in one plot."""
+"""The page of ``bench attention``: growth with the length in one plot, and the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from blockwright.report.attention_tables import Table
 from blockwright.report.drawing import BOTTOM, LEFT, TOP, Chart, Label, Mark, Size, plain
 from blockwright.report.page import digest, environment
 from blockwright.report.scales import Tick, logarithmic
@@ -17,7 +18,9 @@ Seconds = Mapping[str, Mapping[int, float]]
 """Name -> tokens -> seconds."""
 
 
-def render_growth(seconds: Seconds, powers: Mapping[str, float], subject: str) -> str:
+def render_growth(
+    seconds: Seconds, powers: Mapping[str, float], subject: str, tables: Sequence[Table] = ()
+) -> str:
     """The page; ``powers``: the power of the tokens that each grows with; ``subject``: what was
     measured where."""
     templates = environment()
@@ -25,6 +28,7 @@ def render_growth(seconds: Seconds, powers: Mapping[str, float], subject: str) -
     return templates.get_template("growth.html").render(
         chart=growth_chart(seconds, powers),
         powers=sorted(powers.items()),
+        tables=tables,
         subject=subject,
         style=style,
         style_digest=digest(style),

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from blockwright.attention.engines.products import Product
-from blockwright.attention.heads import spread
+from blockwright.attention.heads import flat_rows, spread
 from blockwright.attention.layout import Layout
-from blockwright.attention.partial import Partial
+from blockwright.attention.partial import Partial, merge
 from blockwright.attention.selection import Selection
-from blockwright.attention.tiles import PairMask, filled_up, tile_status
+from blockwright.attention.tiles import PairMask, cut, filled_up, tile_status
 
 GATHER_BYTES = 2 * 2**20
 """Keys and values gathered for one batch; more would be written to fresh pages every time."""
@@ -37,6 +37,42 @@ class Rows:
     """Heads that lists are made for: key/value heads, or query heads."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The tensors of one call, cut into tiles, and how to multiply them."""
+
+    rows: Rows
+    queries: Tensor
+    """[R, L, D]"""
+    keys: Tensor
+    """[T, key_block * D] over (batch, key/value head, tile); with ``places`` [B * Hkv * Nk, D]"""
+    values: Tensor
+    """[T, key_block * Dv]; with ``places`` [B * Hkv * Nk, Dv]"""
+    places: Tensor | None
+    """int64 [T, key_block]: rows of each tile, where they do not lie together."""
+    mask: PairMask
+    multiply: Product
+    scale: float
+    widths: tuple[int, int]
+    """D and Dv."""
+
+    def attend(self, ids: Tensor, entries: slice) -> Partial:
+        """Problems ``ids`` over some entries of their lists: output [n, L, Dv], lse [n, L]."""
+        tile = self.rows.tile[ids, entries]
+        queries = self.queries[ids]
+        bias, empty = _bias(self.rows, ids, entries, self.mask, queries)
+        rows = tile.flatten() if self.places is None else self.places[tile].flatten()
+        keys, values = (
+            source.index_select(0, rows).view(len(ids), -1, width)
+            for source, width in zip((self.keys, self.values), self.widths, strict=True)
+        )
+        output, lse = self.multiply(queries, keys, values, bias, self.scale)
+        if empty is not None:
+            output = output.masked_fill(empty[..., None], 0.0)
+            lse = lse.masked_fill(empty, -torch.inf)
+        return Partial(output=output, lse=lse)
+
+
 def attend_by_query(
     q: Tensor,
     k: Tensor,
@@ -45,13 +81,12 @@ def attend_by_query(
     layout: Layout,
     scale: float,
     multiply: Product,
+    k_order: Tensor | None = None,
 ) -> Partial:
     """Attention over the selected tiles; see ``cpu.attend``."""
     rows = make_rows(q, k, selection, layout)
     q_RLD = stack_queries(q, rows.heads, selection.query_block)
-    key_tiles, value_tiles = (flat_tiles(x, selection.key_block) for x in (k, v))
-    output = q_RLD.new_zeros(*q_RLD.shape[:2], v.shape[-1])
-    lse = torch.full(q_RLD.shape[:2], -torch.inf, device=q.device)
+    keys, values, places = _sources(k, v, selection.key_block, k_order)
     mask = PairMask(
         layout,
         selection.query_block,
@@ -60,21 +95,24 @@ def attend_by_query(
         heads=rows.heads,
         kv_heads=k.shape[1],
     )
+    tiles = Tiles(
+        rows=rows,
+        queries=q_RLD,
+        keys=keys,
+        values=values,
+        places=places,
+        mask=mask,
+        multiply=multiply,
+        scale=scale,
+        widths=(q.shape[-1], v.shape[-1]),
+    )
+    output = q_RLD.new_zeros(*q_RLD.shape[:2], v.shape[-1])
+    lse = torch.full(q_RLD.shape[:2], -torch.inf, device=q.device)
     per_tile = selection.key_block * (q.shape[-1] + v.shape[-1]) * q.element_size()
-    for ids, length in _batches(rows, max(1, GATHER_BYTES // per_tile)):
-        tile = rows.tile[ids, :length]
-        bias, empty = _bias(rows, ids, tile, mask, q_RLD[ids])
-        part, part_lse = multiply(
-            q_RLD[ids],
-            key_tiles.index_select(0, tile.flatten()).view(len(ids), -1, q.shape[-1]),
-            value_tiles.index_select(0, tile.flatten()).view(len(ids), -1, v.shape[-1]),
-            bias,
-            scale,
-        )
-        if empty is not None:
-            part = part.masked_fill(empty[..., None], 0.0)
-            part_lse = part_lse.masked_fill(empty, -torch.inf)
-        output[ids], lse[ids] = part, part_lse
+    most = max(1, GATHER_BYTES // per_tile)
+    for ids, length in _batches(rows, most):
+        part = merge([tiles.attend(ids, entries) for entries in _pieces(length, most)])
+        output[ids], lse[ids] = part.output, part.lse
     return _unstack(output, lse, q, rows.heads, layout)
 
 
@@ -149,18 +187,34 @@ def _batches(rows: Rows, tiles: int) -> Iterator[tuple[Tensor, int]]:
         start = stop
 
 
+def _sources(
+    k: Tensor, v: Tensor, key_block: int, k_order: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values as ``Tiles`` holds them, and places: keys out of order are not copied."""
+    if k_order is None:
+        return flat_tiles(k, key_block), flat_tiles(v, key_block), None
+    places = cut(flat_rows(k_order, *k.shape[:3]), key_block, fill=0)
+    return k.flatten(0, 2), v.flatten(0, 2), places.flatten(0, 2)
+
+
+def _pieces(length: int, most: int) -> list[slice]:
+    """A list's entries in pieces of at most ``most``."""
+    return [slice(start, min(start + most, length)) for start in range(0, length, most)]
+
+
 def _bias(
-    rows: Rows, ids: Tensor, tile: Tensor, mask: PairMask, q_RLD: Tensor
+    rows: Rows, ids: Tensor, entries: slice, mask: PairMask, q_RLD: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """[n, L, M] to add to the scores, and [n, L] rows that see nothing; None: no need."""
-    length, stacked = tile.shape[1], q_RLD.shape[1]
-    whole = int(rows.full[ids].min())
+    """[n, L, M] to add to the scores of some entries, and [n, L] rows that see nothing there;
+    None: no need."""
+    length, stacked = entries.stop - entries.start, q_RLD.shape[1]
+    whole = min(length, max(0, int(rows.full[ids].min()) - entries.start))
     if whole == length:
         return None, None
-    block = rows.query_block
+    block, first = rows.query_block, entries.start + whole
     query = ids[:, None] * block + torch.arange(block, device=ids.device)
-    used = torch.arange(whole, length, device=ids.device) < rows.count[ids][:, None]
-    seen = mask.seen(query, tile[:, whole:], used)
+    used = torch.arange(first, entries.stop, device=ids.device) < rows.count[ids][:, None]
+    seen = mask.seen(query, rows.tile[ids, first : entries.stop], used)
     seen = seen.repeat(1, stacked // block, 1) if stacked > block else seen
     bias = q_RLD.new_zeros(len(ids), stacked, length * (seen.shape[-1] // (length - whole)))
     bias[..., -seen.shape[-1] :].masked_fill_(~seen, -torch.inf)

@@ -21,7 +21,7 @@ from blockwright.attention.engines.by_query import attend_by_query
 from blockwright.attention.engines.listed import attend_listed
 from blockwright.attention.engines.products import Product, fusable, plain_product, product
 from blockwright.attention.far import FarField
-from blockwright.attention.heads import spread
+from blockwright.attention.heads import spread, take_rows
 from blockwright.attention.layout import Layout
 from blockwright.attention.partial import Partial, merge
 from blockwright.attention.selection import Selection
@@ -43,19 +43,24 @@ def attend(
     far: Sequence[FarField] = (),
     logit_cap: float | None = None,
     multiply: Product = product,
+    k_order: Tensor | None = None,
 ) -> Partial:
     """Attention of [B, H, Nq, D] over [B, Hkv, Nk, D], [B, Hkv, Nk, Dv] in slot order.
 
-    ``selection`` None visits everything visible; ``multiply`` computes the tiles.
+    ``selection`` None visits everything visible; ``multiply`` computes the tiles; ``k_order`` int64
+    [B or 1, 1 or Hkv, n]: the rows of k and v that are the slots, where they are not in order.
     """
     if logit_cap is not None:
         multiply = _capped(logit_cap)
+    routed = selection is None or (selection.query_block == 1 and q.shape[2] >= ROUTED_ROWS)
+    if k_order is not None and routed:
+        k, v, k_order = take_rows(k, k_order), take_rows(v, k_order), None
     if selection is None:
         part = attend_dense(q, k, v, layout, scale, multiply)
-    elif selection.query_block == 1 and q.shape[2] >= ROUTED_ROWS:
+    elif routed:
         part = attend_by_key(q, k, v, selection, layout, scale, multiply)
     else:
-        part = attend_by_query(q, k, v, selection, layout, scale, multiply)
+        part = attend_by_query(q, k, v, selection, layout, scale, multiply, k_order)
     return merge([part, *(attend_far(q, field, layout, scale, multiply) for field in far)])
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blockwright.attention import gpu_kernels
 from blockwright.attention.mixer import SequenceMixer, grouped, ungrouped
 
 PIECE = 16
@@ -48,6 +49,13 @@ class Gla(SequenceMixer[Tensor]):
     def start(self, *streams: Tensor) -> Tensor:
         _, k, v, _ = streams
         return torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], device=k.device)
+
+    def kernel(self, state: Tensor, *streams: Tensor) -> tuple[Tensor, Tensor] | None:
+        """flash-linear-attention's."""
+        if gpu_kernels.missing(*streams[:2]):
+            return None
+        q, k, v, log_alpha = streams
+        return gpu_kernels.run(gpu_kernels.operation("gla"), q, k, v, log_alpha.float(), state)
 
     def parallel(self, *streams: Tensor) -> Tensor:
         q, k, v, log_alpha = (stream.float() for stream in streams)

@@ -25,6 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from blockwright.attention import gpu_kernels
 from blockwright.attention.mixer import SequenceMixer, grouped, ungrouped
 
 LAST_LAYER = 1e-5
@@ -55,6 +56,14 @@ class Lightning(SequenceMixer[Tensor]):
     def start(self, *streams: Tensor) -> Tensor:
         _, k, v = streams
         return torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], device=k.device)
+
+    def kernel(self, state: Tensor, *streams: Tensor) -> tuple[Tensor, Tensor] | None:
+        """flash-linear-attention's for one gate per head, which is -a_h here."""
+        if gpu_kernels.missing(*streams[:2]):
+            return None
+        q, k, v = streams
+        fall = -torch.tensor(self.slopes, device=k.device)[:, None].expand(*k.shape[:3])
+        return gpu_kernels.run(gpu_kernels.operation("simple_gla"), q, k, v, fall, state)
 
     def parallel(self, *streams: Tensor) -> Tensor:
         return self.chunk(self.start(*streams), *streams)[0]

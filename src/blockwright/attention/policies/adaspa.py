@@ -10,11 +10,12 @@ Idea:    tile masses differ by input, layer and head, but hardly change between 
 Equations -> code
     W[a, b] = sum over the tile of exp(S_ij - lse_i)                  mass.tile_mass
     keep the best share of each row, by W                             _budgets, choose
-    recall_h high: halve its budget, hand it to the lowest            _budgets
+    recall_h high: halve its budget, hand it to the lowest            _moved
 Shapes:  W [B, H, nq, nk]; one budget per head.
 Cost:    a search step is dense attention and a second look at its scores.
 Differs from the paper: 1. the search is a pass of its own beside dense attention, not fused into
-         it.  2. outside of denoising (no ``Context.step``) every call searches.
+         it.  2. outside of denoising (no ``Context.step``) every call searches.  3. heads hand
+         tiles over only where that raises their joint recall, which the search knows.
 Checked: reused tiles under drift and after a change, budgets by head,
          tests/claims/test_attention_video.py.
 """
@@ -113,22 +114,28 @@ class AdaSpa(Policy):
 
 
 def _budgets(sorted_mass: Tensor, keep: Tensor, most: int) -> Tensor:
-    """fp32 [B, H]: tiles per row, moved from heads of high recall to heads of low recall.
+    """fp32 [B, H]: tiles per row, moved between heads; ``sorted_mass`` [B, H, nq, nk] in the order
+    of choice."""
+    mass = sorted_mass.sum(2).cumsum(-1)
+    recall = torch.nn.functional.pad(mass / mass[..., -1:].clamp(min=1e-30), (1, 0))
+    texts = zip(recall.tolist(), keep.tolist(), strict=True)
+    return torch.tensor([_moved(*text, most) for text in texts], device=keep.device)
 
-    ``sorted_mass`` [B, H, nq, nk] in the order of choice.
-    """
-    rank = torch.arange(sorted_mass.shape[-1], device=keep.device)
-    kept = (sorted_mass * (rank < keep.round()[..., None, None])).sum((2, 3))
-    recall = kept / sorted_mass.sum((2, 3)).clamp(min=1e-30)
-    budgets = keep.clone()
-    for text in range(len(keep)):
-        order = recall[text].argsort(descending=True, stable=True).tolist()
-        for high, low in zip(order, reversed(order), strict=True):
-            if recall[text, high] <= recall[text, low] + 1e-6:
-                break
-            moved = min(float(keep[text, high]) / 2, most - float(keep[text, low]))
-            budgets[text, high] -= moved
-            budgets[text, low] += moved
+
+def _moved(recall: list[list[float]], keep: list[float], most: int) -> list[float]:
+    """Half of the tiles of the head with the highest recall to that with the lowest, and so on
+    inwards, where the one gains more than the other loses; ``recall`` by head and tiles."""
+
+    def kept(head: int, tiles: float) -> float:
+        return recall[head][min(round(tiles), len(recall[head]) - 1)]
+
+    order = sorted(range(len(keep)), key=lambda head: -kept(head, keep[head]))
+    budgets = list(keep)
+    for high, low in zip(order[: len(order) // 2], reversed(order), strict=False):
+        moved = min(keep[high] / 2, most - keep[low])
+        after = kept(high, keep[high] - moved) + kept(low, keep[low] + moved)
+        if after > kept(high, keep[high]) + kept(low, keep[low]):
+            budgets[high], budgets[low] = keep[high] - moved, keep[low] + moved
     return budgets
 
 

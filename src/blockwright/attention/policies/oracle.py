@@ -4,7 +4,7 @@ Paper:   none; a baseline.
 Idea:    compute the whole attention matrix, sum it over tiles, keep the greatest.  No policy that
          visits whole tiles can have a greater recall at the same count per list.
 Cost:    more than dense attention: for measuring only.
-Checked: recall of the planted presets, tests/claims/test_attention.py.
+Checked: recall of the planted presets, tests/claims/test_attention_table.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Differs from the paper: 1. one permutation per key/value head, its group's impor
          where the released code repeats keys and values per query head.  2. queries stay in order,
          as in the released code.
 Checked: recall and error on scattered keys against unpermuted tiles,
-         tests/claims/test_attention.py.
+         tests/claims/test_attention_order.py.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.attention.heads import align, grouped_scores
+from blockwright.attention.heads import align, grouped_scores, take_rows
 from blockwright.attention.layout import Layout
 from blockwright.attention.picking import pick_share, pick_top, pooled_mean
 from blockwright.attention.policy import Choice, Context, Knob, Policy
 from blockwright.attention.selection import Selection
 from blockwright.attention.tiles import cut, tile_status
 from blockwright.errors import AttentionError
+
+HELD_ELEMENTS = 2**20
+"""Probabilities of probed rows held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class Pbs(Policy):
         status = tile_status(layout, block, block)
         own = tile_status(context.layout, block, self.segment).own
         own = own.repeat_interleave(self.segment // block, -1)[..., : status.visible.shape[-1]]
-        k_mean = pooled_mean(torch.take_along_dim(k, order[..., None], 2), layout.k_position, block)
+        k_mean = _ordered_means(k, order, layout, block)
         q_mean = pooled_mean(q, layout.q_position, block)
         scores = context.scale * grouped_scores(q_mean, k_mean)
         scores, earlier = align(scores, status.visible & ~own)
@@ -82,14 +85,36 @@ def _importance(q: Tensor, k: Tensor, context: Context, rows: int) -> Tensor:
     """fp32 [B, Hkv, Nk]: mass of each key in the eyes of the last ``rows`` real queries."""
     layout = context.layout
     last = layout.q_position.topk(min(rows, q.shape[2])).indices
-    scores = grouped_scores(torch.take_along_dim(q, last[..., None], 2), k) * context.scale
+    probes = take_rows(q, last.expand(len(q), -1, -1))
     seen = layout.visible_between(
         torch.take_along_dim(layout.q_position, last, 2), layout.k_position[:, :, None]
     )
-    scores, seen = align(scores, seen)
-    P = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1).nan_to_num(0.0)
-    mass = P.sum(2)
-    return mass.view(len(mass), k.shape[1], -1, mass.shape[-1]).sum(2)
+    probes, keys = probes.unflatten(1, (k.shape[1], -1)), k.shape[2]
+    step = max(1, HELD_ELEMENTS // (probes.shape[2] * keys))
+    mass = torch.zeros(*k.shape[:3], device=k.device)
+    for text in range(len(k)):
+        for head in range(k.shape[1]):
+            K = k[text, head].float().mT
+            own = seen[min(text, len(seen) - 1), min(head, seen.shape[1] - 1)]
+            for start in range(0, probes.shape[3], step):
+                part = slice(start, start + step)
+                scores = (probes[text, head, :, part].float() * context.scale) @ K
+                P = torch.softmax(scores.masked_fill_(~own[part], -torch.inf), -1).nan_to_num_(0.0)
+                mass[text, head] += P.sum((0, 1))
+    return mass
+
+
+def _ordered_means(k: Tensor, order: Tensor, layout: Layout, block: int) -> Tensor:
+    """fp32 [B, Hkv, nk, D]: means of tiles of reordered keys, a head's at a time."""
+    heads = [
+        pooled_mean(
+            take_rows(k[:, head : head + 1], order[:, head : head + 1]),
+            layout.k_position[:, head : head + 1],
+            block,
+        )
+        for head in range(k.shape[1])
+    ]
+    return torch.cat(heads, 1)
 
 
 def _segment_order(importance: Tensor, layout: Layout, segment: int) -> Tensor:

@@ -15,7 +15,7 @@ Cost:    1 / block of dense for the tail, 2 N D Dv once for the covariance.
 Differs from the paper: nothing known; the form with one covariance for all tiles, as used there
          in practice.
 Checked: exact where tiles are constant; errors of zeroth and first order,
-         tests/claims/test_attention.py.
+         tests/claims/test_attention_order.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Paper:   none; a baseline.
 Idea:    own tile, first tile, and others drawn from a seed.  A policy that does not beat it at
          equal density has learnt nothing from the scores.
-Checked: recall of the planted presets, tests/claims/test_attention.py.
+Checked: recall of the planted presets, tests/claims/test_attention_table.py.
 """
 
 from __future__ import annotations

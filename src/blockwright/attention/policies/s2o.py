@@ -14,7 +14,7 @@ Cost:    1 / (2 block) of dense to order; attention at the density reached.
 Differs from the paper: reconstructed from its abstract.  1. no reordering of queries.  2. groups
          are staged calls merged by log-sum-exp, not one kernel's loop.
 Checked: error and density on scattered keys, density falls with eps,
-         tests/claims/test_attention.py.
+         tests/claims/test_attention_order.py.
 """
 
 from __future__ import annotations

@@ -11,14 +11,15 @@ Equations -> code
     W = softmax(scale / (S norm) * Q~ K~^T)        antidiagonal_mass; Q~ reversed within S
     T[a, b] = sum of W over the tile               antidiagonal_mass
     prefix of T that reaches threshold             pick_share
+    tau_h = tau 0.9^m_h                            _shares; m_h: head_thresholds.fit_heads
 Shapes:  S stride; Q~, K~ [N / S, S D]; T [nq, nk].
 Cost:    1 / (2 S) of dense.
 Differs from the paper: 1. tiles of a stride that have no visible pair are masked by positions,
-         so padding and unequal lengths work.  2. thresholds per head come as ``keep`` or one
-         threshold; the paper's search over heads is not here yet.  3. sums of bfloat16 inputs are
+         so padding and unequal lengths work.  2. the dynamic program over heads shares
+         out visited tiles, the paper's steps of the thresholds.  3. sums of bfloat16 inputs are
          rounded to bfloat16 before the softmax: 0.2% of a mean logit.
-Checked: strided sums equal explicit antidiagonal means; recall against pooled means and random,
-         tests/claims/test_attention.py.
+Checked: strided sums equal explicit antidiagonal means; recall against pooled means and random;
+         thresholds per head against one, tests/claims/test_xattention.py.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from blockwright.errors import AttentionError
 
 TILES_AT_ONCE = 16
 """Query tiles scored at once: later keys need no scores."""
+FALL = 0.9
+"""A head's threshold times this is one step lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,20 @@ class XAttention(Policy):
     """Divides the sums further; below 1 sharpens them."""
     shared: bool = False
     """One list per key/value head."""
+    steps: str = ""
+    """By how many steps of 0.9 each query head's threshold is below ``threshold``, e.g. 0-3-10-1;
+    ``head_thresholds.fit_heads`` finds them."""
 
     def __post_init__(self) -> None:
+        if self.steps and not all(item.isdecimal() for item in self.steps.split("-")):
+            raise AttentionError(
+                f"xattention: steps is {self.steps!r}, needs one number per query head, e.g. 0-3-10"
+            )
+        if self.steps and (self.shared or self.keep):
+            other = "shared" if self.shared else "keep"
+            raise AttentionError(
+                f"xattention: steps are of single heads' thresholds; leave {other}"
+            )
         if self.block % self.stride:
             raise AttentionError(
                 f"xattention: stride {self.stride} does not divide block {self.block}"
@@ -74,8 +89,18 @@ class XAttention(Policy):
         if self.keep:
             selection = pick_top(T, status.visible, forced, self.keep, blocks=blocks)
         else:
-            selection = pick_share(T, status.visible, forced, self.threshold, blocks=blocks)
+            share = self._shares(T) if self.steps else self.threshold
+            selection = pick_share(T, status.visible, forced, share, blocks=blocks)
         return Choice(selection=selection)
+
+    def _shares(self, T: Tensor) -> Tensor:
+        """fp32 [H, 1, 1]: every head's own threshold."""
+        steps = [int(item) for item in self.steps.split("-")]
+        if len(steps) != T.shape[1]:
+            raise AttentionError(
+                f"xattention: steps for {len(steps)} heads, the model's attention has {T.shape[1]}"
+            )
+        return self.threshold * FALL ** torch.tensor(steps, device=T.device)[:, None, None]
 
     def antidiagonal_mass(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
         """fp32 [B, H, nq, nk]"""
@@ -111,7 +136,8 @@ def _mass_of_head(
         seen = layout.of_queries(part).visible()
         some = seen.flatten(0, -2).any(0).nonzero()
         columns = (int(some.amax()) // per_tile + 1 if len(some) else 1) * per_tile
-        W = torch.matmul(Q[:, :, part].flatten(1, 2), K[:, :columns].mT)
+        # as a linear layer: a batched product would copy the transposed keys
+        W = F.linear(Q[0, :, part].flatten(0, 1), K[0, :columns])
         W = W.float().mul_(factor).view(1, Q.shape[1], -1, columns)
         W = torch.softmax(W.masked_fill_(~seen[..., :columns], -torch.inf), -1).nan_to_num_(0.0)
         W = W.view(*W.shape[:2], -1, per_tile, columns // per_tile, per_tile).sum((3, 5))
