@@ -24,7 +24,7 @@ def test_correlations_are_those_of_numpys_definition(columns: int) -> None:
                 torch.corrcoef(torch.stack([a[:, one, k], b[:, other, k]]))[0, 1]
                 for k in range(columns)
             ]
-            assert found[one, other].item() == pytest.approx(sum(pairs).item() / columns, abs=1e-5)
+            assert found[one, other].item() == pytest.approx(float(sum(pairs)) / columns, abs=1e-5)
 
 
 @pytest.mark.parametrize("columns", [1, 4])
