@@ -42,10 +42,9 @@ from blockwright.formats._grouped import (
     Layout,
     Matrix,
 )
-from blockwright.formats._int4 import Int4Format, Int4Linear
+from blockwright.formats._int4 import Int4Format, Int4Linear, int4_matrix
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
@@ -78,14 +77,14 @@ class IntLinear(Int4Linear):
             return None
         shape = (self.out_features, self.in_features // group)
         zero_points = self._zero_points(every).expand(shape)
-        return Int4Matrix.pack(
+        return int4_matrix().pack(
             self._codes(every), scale.expand(shape), zero_points, bits=bits, group=group
         )
 
     def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
         groups = self.format.groups(self.in_features)
         beside = {"scale": matrix.scale()[:, :groups].contiguous()}
-        if isinstance(matrix, Int4Matrix) and not self.format.symmetric:
+        if not isinstance(matrix, Int8Matrix) and not self.format.symmetric:
             zero_point = matrix.zero_point()[:, :groups].to(torch.uint8)
             beside["zero_point"] = pack_codes(zero_point.t().contiguous(), self.format.bits)
         return beside
