@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from blockwright.numerics.int4_native import NativeInt4Matrix, native_int4_bytes
-from tests.numerics.native import native_kernel_built
 from tests.numerics.test_int4_cpu import weight
 
 ROUNDED = 2.0**-8
 """Of one rounding to bfloat16, relative."""
 
 
-@pytest.fixture(autouse=True)
-def built() -> Iterator[None]:
-    with native_kernel_built():
-        yield
+pytestmark = pytest.mark.usefixtures("native_kernel")
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
-@pytest.mark.parametrize("out_features", [1, 31, 32, 80])
+@pytest.mark.parametrize("bits", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("out_features", [1, 32, 80])
 def test_everything_that_was_packed_comes_back_exactly(out_features: int, bits: int) -> None:
     for in_features, group in ((32, 32), (96, 32), (128, 64), (256, 128), (512, 256)):
         codes, scale, zero, W = weight(out_features, in_features, group, bits)
@@ -37,9 +31,10 @@ def test_everything_that_was_packed_comes_back_exactly(out_features: int, bits: 
         assert matrix.nbytes == native_int4_bytes(shape, bits=bits, group=group)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
-@pytest.mark.parametrize("out_features", [1, 33, 64, 200])
+@pytest.mark.parametrize(
+    ("out_features", "bits", "threads"),
+    [(1, 4, 1), (33, 2, 1), (33, 5, 1), (64, 3, 1), (200, 4, 2), (200, 8, 1), (200, 6, 2)],
+)
 def test_products_are_the_dequantized_weights_rounded_once(
     out_features: int, bits: int, threads: int
 ) -> None:
@@ -50,7 +45,7 @@ def test_products_are_the_dequantized_weights_rounded_once(
         for in_features, group in ((96, 32), (128, 64), (384, 128), (512, 256)):
             codes, scale, zero, W = weight(out_features, in_features, group, bits)
             matrix = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=group)
-            for tokens in (*range(1, 9), 9, 21):
+            for tokens in (*range(1, 10), 21):
                 x = torch.randn(tokens, in_features, generator=generator).bfloat16()
                 expected = x.double() @ W.double().t()
                 size = x.double().abs() @ W.double().abs().t()

@@ -27,7 +27,7 @@ def describe_machine(device: str = "cpu") -> dict[str, str | int]:
         "device": device,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        **({"native kernel": native} if native else {}),
+        **({"native_kernel": native} if native else {}),
     }
 
 

@@ -141,7 +141,8 @@ class NativeInt4Matrix:
         """Rows [len(index), I] of the weight, fp32."""
         tile, row = index // TILE, index % TILE
         codes = _unpack_units(self.units[tile, :, :, row], self.bits)
-        return self._decoded(codes, *self.scale_zero[tile, :, :, row].unbind(-1), torch.float32)
+        scale, zero = self.scale_zero[tile, :, :, row].unbind(-1)
+        return self._decoded(codes, scale, zero, torch.float32)
 
     def scale(self) -> Tensor:
         """bf16 [O, G]: the scales that were packed."""
@@ -176,8 +177,8 @@ class NativeInt4Matrix:
         exact = torch.bfloat16 if once else torch.float32
         for tiles in self._tile_chunks():
             rows = slice(tiles.start * TILE, min(tiles.stop * TILE, self.out_features))
-            beside = (self._beside(tiles, which) for which in (0, 1))
-            W_RI = self._decoded(self._tile_codes(tiles), *beside, exact).to(dtype)
+            scale, zero = self._beside(tiles, 0), self._beside(tiles, 1)
+            W_RI = self._decoded(self._tile_codes(tiles), scale, zero, exact).to(dtype)
             yield rows, W_RI[: rows.stop - rows.start]
 
     def _decoded(

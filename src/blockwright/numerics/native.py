@@ -46,7 +46,7 @@ class Source:
 
     @property
     def path(self) -> Path:
-        return Path(__file__).with_name(self.file)
+        return Path(__file__).parent / self.file
 
     @property
     def flags(self) -> tuple[str, ...]:
