@@ -14,7 +14,8 @@ Stored:  weight      uint8, flat, so that plain loading raises: dense ``bits``-b
 Shapes:  O out features, I in features, T tokens, G = I / group_size (1 for rows).
 Units:   bits per weight = bits + (16 + bits or 0) / group_size.
 Kernels: bf16 on CPU, few tokens: symmetric rows of 5 to 8 bits on the int8 kernel, all else on the
-         int4 kernel, resident in 4 bits up to int4 and in two planes of 4 bits above.  Many tokens
+         int4 kernel (or the native one, where it was built), resident in 4 bits up to int4 and in
+         two planes of 4 bits above.  Many tokens
          or other dtypes: unpacked once per call in chunks, then an ordinary matmul.  Other devices,
          and rows of inputs that no kernel group divides: the same, from the dense codes.
 Differs: the int4 kernel's additive constant (8 - z) scale is rounded to bfloat16.
