@@ -59,6 +59,7 @@ def test_the_wheel_holds_model_texts_and_licences_and_no_test(wheel: Path) -> No
     wanted = [f"blockwright/bundled/{name}" for name in BUNDLED]
     wanted += [f"blockwright/bundled/texts/{name}.jsonl" for name in TEXTS]
     wanted += [f"blockwright/report/templates/page.{kind}" for kind in ("html", "css", "js")]
+    wanted += ["blockwright/numerics/int4_avx512.cpp"]
     assert set(wanted) <= set(names)
     assert "blockwright/py.typed" in names
     licences = [name for name in names if ".dist-info/licenses/" in name]

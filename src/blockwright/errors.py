@@ -15,7 +15,8 @@
     │   ├── LibraryError       a damaged or busy library
     │   ├── AttentionError     a policy, shape or option that attention cannot take
     │   ├── TrainingError      a recipe, schedule or model that training cannot take
-    │   └── AdapterError       an adapter or optimizer that healing cannot take
+    │   ├── AdapterError       an adapter or optimizer that healing cannot take
+    │   └── KernelError        a native kernel that cannot be built on this machine
     ├── NumericalError         a method failed on one site: the variant becomes unavailable
     └── StatisticMissingError  a method read a statistic that it did not declare
 
@@ -94,6 +95,10 @@ class TrainingError(UserError):
 
 class AdapterError(UserError):
     """An adapter or optimizer that does not exist, or cannot stand at a host."""
+
+
+class KernelError(UserError):
+    """A native kernel that cannot be built or used on this machine."""
 
 
 class NumericalError(BlockwrightError):

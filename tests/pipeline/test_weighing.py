@@ -132,6 +132,9 @@ def test_a_profile_of_another_machine_or_workload_is_refused(model_folder: Model
     elsewhere = {**describe_machine("cpu"), "processor": "abacus"}
     with pytest.raises(ProfileError, match=r"p\.json was measured elsewhere: processor abacus"):
         check_profile(profile(machine=elsewhere), run, Workload())
+    native = {**describe_machine("cpu"), "native_kernel": "abc"}
+    with pytest.raises(ProfileError, match=r"elsewhere: native_kernel abc \(here None\)"):
+        check_profile(profile(machine=native), run, Workload())
     with pytest.raises(ProfileError, match=r"is of decode .* 512 tokens, the speedup is asked in"):
         check_profile(profile(), run, Workload(context=7))
 

@@ -24,6 +24,7 @@ from blockwright.cli import (
     generate,
     heal,
     inspect,
+    kernels,
     library,
     merge,
     methods,
@@ -48,6 +49,7 @@ app.command("profile")(profile.profile)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("generate")(generate.generate)
+app.command("kernels")(kernels.kernels)
 app.command("methods")(methods.methods)
 app.add_typer(library.app, name="library")
 app.command("demo")(demo.demo)

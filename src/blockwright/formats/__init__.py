@@ -14,6 +14,7 @@ from blockwright.errors import FormatError
 from blockwright.types import Format
 
 if TYPE_CHECKING:
+    from blockwright.formats._int4 import native_kernel as native_kernel
     from blockwright.formats._linear import FormatLinear as FormatLinear
     from blockwright.formats._operand import ExpertStack as ExpertStack
     from blockwright.formats._operand import PackedOperand as PackedOperand
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FormatLinear": "_linear",
+    "native_kernel": "_int4",
     **dict.fromkeys(
         (
             "ExpertStack",
@@ -46,6 +48,7 @@ __all__ = [
     "install_linear",
     "install_operand",
     "install_table",
+    "native_kernel",
 ]
 
 

@@ -19,6 +19,7 @@ from blockwright.errors import FormatError
 from blockwright.formats._linear import ChunkedLinear, frozen_product
 from blockwright.formats._spec import check_not_empty
 from blockwright.numerics.int4_cpu import Int4Matrix
+from blockwright.numerics.int4_native import NativeInt4Matrix
 from blockwright.numerics.int8_cpu import Int8Matrix
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.types import FormatLimits, GridFormat, SiteKind
@@ -26,7 +27,7 @@ from blockwright.types import FormatLimits, GridFormat, SiteKind
 GROUP_SIZES = (32, 64, 128, 0)
 """0 = the whole row."""
 GROUP_NAME = r"g32|g64|g128|row"
-Matrix = Int4Matrix | Int8Matrix
+Matrix = Int4Matrix | NativeInt4Matrix | Int8Matrix
 """A weight in the layout of a kernel."""
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name -> shape and dtype of what is stored beside the codes."""

@@ -39,10 +39,10 @@ from blockwright.formats._grouped import (
     Layout,
     Matrix,
 )
-from blockwright.formats._int4 import Int4Format, Int4Linear
+from blockwright.formats._int4 import Int4Format, Int4Linear, int4_matrix
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import OffsetGrid
-from blockwright.numerics.int4_cpu import Int4Matrix
+from blockwright.numerics.int8_cpu import Int8Matrix
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_offset, search_offset
 from blockwright.types import GridSolution, OffsetFormat, Solution
 
@@ -61,17 +61,17 @@ class AffineLinear(Int4Linear):
         centered = codes_RGJ.float() - (1 << (self.format.bits - 1))
         return centered.mul_(scale).add_(offset)
 
-    def packed_matrix(self) -> Int4Matrix | None:
+    def packed_matrix(self) -> Matrix | None:
         group = self._group()
         if group is None:
             return None
         shape = (self.out_features, self.in_features // group)
         scale, offset = (self.get_buffer(name).expand(shape) for name in ("scale", "offset"))
         codes = self._codes(slice(None))
-        return Int4Matrix.with_offset(codes, scale, offset, bits=self.format.bits, group=group)
+        return int4_matrix().with_offset(codes, scale, offset, bits=self.format.bits, group=group)
 
     def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
-        assert isinstance(matrix, Int4Matrix)
+        assert not isinstance(matrix, Int8Matrix)
         groups = self.format.groups(self.in_features)
         return {
             "scale": matrix.scale()[:, :groups].contiguous(),

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from blockwright.errors import CandidateError, FormatError, NumericalError
 from blockwright.formats._grouped import GroupedLinear, Layout, Matrix
-from blockwright.formats._int4 import Int4Format, Int4Linear
+from blockwright.formats._int4 import Int4Format, Int4Linear, int4_matrix
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.block_floating_point import (
     EXPONENT_DTYPE,
@@ -41,7 +41,6 @@ from blockwright.numerics.block_floating_point import (
 )
 from blockwright.numerics.finite import all_finite
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.ranges import SCALE_DTYPE
 from blockwright.types import GridSolution, Solution
 
@@ -66,7 +65,7 @@ class BfpLinear(Int4Linear):
         scale = step_sizes(self.get_buffer("exponent")).to(SCALE_DTYPE).expand(shape)
         center = torch.full(shape, float(self.format.center))
         codes = self._codes(slice(None))
-        return Int4Matrix.pack(codes, scale, center, bits=self.format.bits, group=group)
+        return int4_matrix().pack(codes, scale, center, bits=self.format.bits, group=group)
 
     def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
         groups = self.format.groups(self.in_features)

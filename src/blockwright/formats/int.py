@@ -14,7 +14,8 @@ Stored:  weight      uint8, flat, so that plain loading raises: dense ``bits``-b
 Shapes:  O out features, I in features, T tokens, G = I / group_size (1 for rows).
 Units:   bits per weight = bits + (16 + bits or 0) / group_size.
 Kernels: bf16 on CPU, few tokens: symmetric rows of 5 to 8 bits on the int8 kernel, all else on the
-         int4 kernel, resident in 4 bits up to int4 and in two planes of 4 bits above.  Many tokens
+         int4 kernel (or the native one, where it was built), resident in 4 bits up to int4 and in
+         two planes of 4 bits above.  Many tokens
          or other dtypes: unpacked once per call in chunks, then an ordinary matmul.  Other devices,
          and rows of inputs that no kernel group divides: the same, from the dense codes.
 Differs: the int4 kernel's additive constant (8 - z) scale is rounded to bfloat16.
@@ -41,10 +42,9 @@ from blockwright.formats._grouped import (
     Layout,
     Matrix,
 )
-from blockwright.formats._int4 import Int4Format, Int4Linear
+from blockwright.formats._int4 import Int4Format, Int4Linear, int4_matrix
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.int4_cpu import Int4Matrix
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
@@ -76,14 +76,14 @@ class IntLinear(Int4Linear):
             return None
         shape = (self.out_features, self.in_features // group)
         zero_points = self._zero_points(every).expand(shape)
-        return Int4Matrix.pack(
+        return int4_matrix().pack(
             self._codes(every), scale.expand(shape), zero_points, bits=bits, group=group
         )
 
     def beside_of(self, matrix: Matrix) -> dict[str, Tensor]:
         groups = self.format.groups(self.in_features)
         beside = {"scale": matrix.scale()[:, :groups].contiguous()}
-        if isinstance(matrix, Int4Matrix) and not self.format.symmetric:
+        if not isinstance(matrix, Int8Matrix) and not self.format.symmetric:
             zero_point = matrix.zero_point()[:, :groups].to(torch.uint8)
             beside["zero_point"] = pack_codes(zero_point.t().contiguous(), self.format.bits)
         return beside

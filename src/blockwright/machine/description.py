@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 import transformers
 
+from blockwright.formats import native_kernel
+
 UNKNOWN_CACHE_BYTES = 64 * 2**20
 """Taken for the last cache where the system does not tell its size."""
 
 
 def describe_machine(device: str = "cpu") -> dict[str, str | int]:
     """Everything that decides how long a product takes here."""
+    native = native_kernel()
     return {
         "processor": processor(device),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -24,6 +27,7 @@ def describe_machine(device: str = "cpu") -> dict[str, str | int]:
         "device": device,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **({"native_kernel": native} if native else {}),
     }
 
 

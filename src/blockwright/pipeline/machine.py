@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import blockwright
+from blockwright.formats import native_kernel
 from blockwright.machine import processor
 from blockwright.types.report import Machine
 
@@ -54,12 +55,14 @@ def instructions() -> str:
 
 def versions() -> dict[str, str]:
     """Versions that can change a result."""
+    native = native_kernel()
     return {
         "blockwright": blockwright.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "transformers": str(transformers.__version__),
         "cpu": instructions(),
+        **({"native_kernel": native} if native else {}),
     }
 
 

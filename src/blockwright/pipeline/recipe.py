@@ -99,7 +99,10 @@ def compare_with_recipe(run: Opened, found: Mapping[str, str]) -> tuple[str, ...
                 f" (digest {found[name][:12]}, expected {digest[:12]}); bring that one back, name"
                 " another on the command line, or take the line out of [digests]"
             )
-    now = versions()
-    differing = [f"{k} {v}, now {now[k]}" for k, v in recipe.made_with.items() if v != now[k]]
+    now, then = versions(), recipe.made_with
+    both = {name: (then.get(name), now.get(name)) for name in (*then, *now)}
+    differing = [
+        f"{name} {was}, now {is_now}" for name, (was, is_now) in both.items() if was != is_now
+    ]
     note = f"the recipe was made with {'; '.join(differing)}: bytes can differ"
     return (note,) if differing else ()

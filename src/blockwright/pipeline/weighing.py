@@ -210,8 +210,9 @@ def check_profile(profile: Profile, run: Run, workload: Workload) -> None:
             f" {workload}; measure one with `blockwright profile`, or ask for the same"
         )
     here = describe_machine(run.request.device)
-    other = {name: (value, here.get(name)) for name, value in profile.machine.items()}
-    differing = [f"{name} {was} (here {now})" for name, (was, now) in other.items() if was != now]
+    there = profile.machine
+    both = {name: (there.get(name), here.get(name)) for name in (*there, *here)}
+    differing = [f"{name} {was} (here {now})" for name, (was, now) in both.items() if was != now]
     if differing:
         raise ProfileError(
             f"profile {run.request.profile} was measured elsewhere: {', '.join(differing)};"

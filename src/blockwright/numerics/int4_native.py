@@ -1,0 +1,317 @@
+"""The native int4 kernel (``int4_avx512.cpp``): codes of up to 8 bits as one or two nibbles.
+
+Idea:    A weight is read once per 8 tokens at the speed of the memory: nibbles are looked up in a
+         table of bfloat16 values inside a register, multiplied with bfloat16 inputs, and summed in
+         fp32; a group's scale and zero point come to its sum, not to its weights.
+
+Equations -> code
+    product    y = sum_g s_g (sum_k (c_k - m) x_k + (m - z_g) sum_k x_k),  m = 2^(bits - 1)
+    offset     y = sum_g s_g sum_k (c_k - m) x_k + a_g sum_k x_k
+    2 planes   c - m = (h - 8) 2^L + l, L = bits - 4: both are exact in bfloat16 and share a sum
+Shapes:  O out features, I in features, T tokens, G = I / group, tiles of 32 rows, V = I / 8 units.
+         unit: 8 inputs of a row, byte 2 p + b holds inputs 4 b + p (low nibble) and 4 b + 2 + p.
+Cost:    4 bits per weight and plane, and 32 bits per group, resident.
+Differs: y alone is rounded; PyTorch's kernel also rounds (8 - z) s, and two planes one by one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockwright.numerics.native import Source, build_library, find_library, source_digest
+
+SOURCE = Source("int4_avx512.cpp", ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"))
+TILE, UNIT = 32, 8
+CHUNK_WEIGHTS = 1 << 21
+"""Weights packed or unpacked at a time."""
+
+
+def native_int4() -> bool:
+    """Whether weights that are prepared now go to this kernel."""
+    library = find_library(SOURCE)
+    if library is not None:
+        _take(library)
+    return library is not None
+
+
+def native_digest() -> str | None:
+    """Identifies the kernel in use; None: PyTorch's is."""
+    return source_digest(SOURCE) if native_int4() else None
+
+
+def build_native_int4() -> str:
+    """Compile; returns the library's path.  Raises ``KernelError`` in one line."""
+    return str(build_library(SOURCE, _multiplies))
+
+
+def native_int4_bytes(shape: tuple[int, int], *, bits: int, group: int) -> int:
+    """``nbytes`` of a ``NativeInt4Matrix`` of [O, I], without making it."""
+    padded = shape[0] + -shape[0] % TILE
+    return padded * (shape[1] // 2 * _planes(bits) + shape[1] // group * 4)
+
+
+@dataclass(frozen=True)
+class NativeInt4Matrix:
+    """A weight [O, I] in the kernel's layout."""
+
+    units: Tensor
+    """int32 [tiles, V, planes, 32]"""
+    scale_zero: Tensor
+    """bf16 [tiles, G, 2, 32]: s, then m - z or the offset"""
+    out_features: int
+    group: int
+    bits: int
+    offset: bool = False
+
+    many_tokens = 512
+    """From this many tokens on, ``dense_product`` is the faster one (measured, AVX-512)."""
+
+    @classmethod
+    def pack(
+        cls, codes_OI: Tensor, scale_OG: Tensor, zero_point_OG: Tensor, *, bits: int, group: int
+    ) -> NativeInt4Matrix:
+        """From codes of ``bits`` bits (above 4: two planes), groups a multiple of 16 inputs."""
+        centered = (1 << (bits - 1)) - zero_point_OG.float()
+        pairs = torch.stack([scale_OG.to(torch.bfloat16), centered.to(torch.bfloat16)], dim=1)
+        padded = torch.nn.functional.pad(pairs, (0, 0, 0, 0, 0, -len(pairs) % TILE))
+        tiles = padded.view(-1, TILE, 2, padded.shape[-1])
+        return cls(
+            units=_pack_units(codes_OI, bits),
+            scale_zero=tiles.permute(0, 3, 2, 1).contiguous(),
+            out_features=codes_OI.shape[0],
+            group=group,
+            bits=bits,
+        )
+
+    @classmethod
+    def with_offset(
+        cls, codes_OI: Tensor, scale_OG: Tensor, offset_OG: Tensor, *, bits: int, group: int
+    ) -> NativeInt4Matrix:
+        """Of (code - 2^(bits - 1)) scale + offset, both bfloat16."""
+        center = (1 << (bits - 1)) - offset_OG.to(torch.bfloat16).float()
+        plain = cls.pack(codes_OI, scale_OG, center, bits=bits, group=group)
+        padded = torch.nn.functional.pad(
+            offset_OG.to(torch.bfloat16), (0, 0, 0, -len(offset_OG) % TILE)
+        )
+        plain.scale_zero[:, :, 1] = padded.view(-1, TILE, padded.shape[1]).transpose(1, 2)
+        return replace(plain, offset=True)
+
+    @property
+    def in_features(self) -> int:
+        return UNIT * self.units.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.units.nbytes + self.scale_zero.nbytes
+
+    def product(self, x_TI: Tensor) -> Tensor:
+        """x W^T [T, O] on the kernel; x contiguous bf16."""
+        multiply = _multiply
+        if torch.compiler.is_compiling():
+            multiply = torch.ops.blockwright.int4_product
+        y_TO: Tensor = multiply(
+            x_TI, self.units, self.scale_zero, self.out_features, self.group, self.bits, self.offset
+        )
+        return y_TO
+
+    def dense_product(self, x_TI: Tensor) -> Tensor:
+        """The same product with the weight unpacked once, in chunks, to the dtype of x."""
+        y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
+        for rows, W_RI in self._chunks(x_TI.dtype):
+            torch.mm(x_TI, W_RI.t(), out=y_TO[:, rows])
+        return y_TO
+
+    def dequantize(self) -> Tensor:
+        """The weight [O, I], fp32."""
+        return torch.cat([W_RI for _, W_RI in self._chunks(torch.float32)])
+
+    def codes(self) -> Tensor:
+        """The codes [O, I] that were packed, uint8."""
+        chunks = [self._tile_codes(tiles) for tiles in self._tile_chunks()]
+        return torch.cat(chunks)[: self.out_features]
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows [len(index), I] of the weight, fp32."""
+        tile, row = index // TILE, index % TILE
+        codes = _unpack_units(self.units[tile, :, :, row], self.bits)
+        scale, zero = self.scale_zero[tile, :, :, row].unbind(-1)
+        return self._decoded(codes, scale, zero, torch.float32)
+
+    def scale(self) -> Tensor:
+        """bf16 [O, G]: the scales that were packed."""
+        return self._beside(slice(None), 0)[: self.out_features]
+
+    def zero_point(self) -> Tensor:
+        """fp32 [O, G]: the zero points that were packed, exactly (they are integers)."""
+        centered = self._beside(slice(None), 1)[: self.out_features].float()
+        return torch.zeros_like(centered) if self.offset else (1 << (self.bits - 1)) - centered
+
+    def offsets(self) -> Tensor:
+        """bf16 [O, G]: the offsets that were packed."""
+        return self._beside(slice(None), 1)[: self.out_features]
+
+    def _beside(self, tiles: slice, which: int) -> Tensor:
+        """bf16 [rows, G]"""
+        chosen = self.scale_zero[tiles, :, which].transpose(1, 2)
+        return chosen.reshape(-1, chosen.shape[-1])
+
+    def _tile_chunks(self) -> Iterator[slice]:
+        step = max(1, CHUNK_WEIGHTS // (TILE * self.in_features))
+        tiles = len(self.units)
+        return (slice(at, min(at + step, tiles)) for at in range(0, tiles, step))
+
+    def _tile_codes(self, tiles: slice) -> Tensor:
+        """uint8 [rows, I] of whole tiles."""
+        return _unpack_units(self.units[tiles].permute(0, 3, 1, 2).flatten(0, 1), self.bits)
+
+    def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Row slices with their weights; every weight is rounded once, to ``dtype``."""
+        once = dtype == torch.bfloat16 and not self.offset  # a code times a scale, rounded once
+        exact = torch.bfloat16 if once else torch.float32
+        for tiles in self._tile_chunks():
+            rows = slice(tiles.start * TILE, min(tiles.stop * TILE, self.out_features))
+            scale, zero = self._beside(tiles, 0), self._beside(tiles, 1)
+            W_RI = self._decoded(self._tile_codes(tiles), scale, zero, exact).to(dtype)
+            yield rows, W_RI[: rows.stop - rows.start]
+
+    def _decoded(
+        self, codes_RI: Tensor, scale_RG: Tensor, zero_RG: Tensor, exact: torch.dtype
+    ) -> Tensor:
+        W_RGJ = codes_RI.to(exact).view(len(codes_RI), -1, self.group).sub_(1 << (self.bits - 1))
+        scale, zero = (beside.to(exact).unsqueeze(-1) for beside in (scale_RG, zero_RG))
+        W_RGJ = W_RGJ.mul_(scale).add_(zero) if self.offset else W_RGJ.add_(zero).mul_(scale)
+        return W_RGJ.view(codes_RI.shape)
+
+
+def _planes(bits: int) -> int:
+    return 2 if bits > 4 else 1
+
+
+def _pack_units(codes_OI: Tensor, bits: int) -> Tensor:
+    """int32 [tiles, V, planes, 32], rows padded with nibble 0."""
+    out_features, in_features = codes_OI.shape
+    tiles, planes = -(-out_features // TILE), _planes(bits)
+    units = torch.empty((tiles, in_features // UNIT, planes, TILE), dtype=torch.int32)
+    step = max(1, CHUNK_WEIGHTS // (TILE * in_features))
+    for at in range(0, tiles, step):
+        chunk = codes_OI[at * TILE : (at + step) * TILE]
+        chunk = torch.nn.functional.pad(chunk, (0, 0, 0, -len(chunk) % TILE))
+        nibbles = (chunk >> (bits - 4), chunk & ((1 << (bits - 4)) - 1)) if planes > 1 else (chunk,)
+        for plane, each in enumerate(nibbles):
+            units[at : at + step, :, plane] = _packed(each).view(-1, TILE, units.shape[1]).mT
+    return units
+
+
+def _packed(nibbles_RI: Tensor) -> Tensor:
+    """int32 [R, V]"""
+    low, high = nibbles_RI.view(len(nibbles_RI), -1, 2, 2, 2).unbind(-2)  # [R, V, b, p]
+    packed = (low | (high << 4)).mT.reshape(len(nibbles_RI), -1)
+    return packed.view(torch.int32)
+
+
+def _unpack_units(units_RVP: Tensor, bits: int) -> Tensor:
+    """uint8 [R, I]: the codes."""
+    rows, units, planes = units_RVP.shape
+    packed = units_RVP.contiguous().view(torch.uint8).view(rows, units, planes, 2, 2).mT
+    nibbles = torch.stack([packed & 15, packed >> 4], dim=-2)  # [R, V, planes, b, low or high, p]
+    codes = nibbles[:, :, 0]
+    if planes > 1:
+        codes = (codes << (bits - 4)) + nibbles[:, :, 1]
+    return codes.reshape(rows, units * UNIT)
+
+
+@cache
+def _tables(bits: int) -> Tensor:
+    """bf16 [planes, 32]: what a nibble stands for, twice over."""
+    nibble = torch.arange(16)
+    values = [(nibble - 8) << (bits - 4), nibble] if bits > 4 else [nibble - (1 << (bits - 1))]
+    return torch.stack(values).to(torch.bfloat16).repeat(1, 2).contiguous()
+
+
+def _bound(library: ctypes.CDLL) -> Any:
+    """The library's function."""
+    function = library.blockwright_int4_product
+    function.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
+    function.restype = None
+    return function
+
+
+_functions: list[Any] = []
+"""The function in use, last: what was prepared for one stays on it."""
+
+
+@cache
+def _take(library: ctypes.CDLL) -> None:
+    """Multiply with this library from now on."""
+    _register_operator()
+    _functions.append(_bound(library))
+
+
+def _multiply(
+    x_TI: Tensor,
+    units: Tensor,
+    scale_zero: Tensor,
+    out_features: int,
+    group: int,
+    bits: int,
+    offset: bool,
+    function: Any = None,
+) -> Tensor:
+    tokens, in_features = x_TI.shape
+    y_TO = x_TI.new_empty((tokens, out_features))
+    sums = x_TI.new_empty(tokens * (in_features // group), dtype=torch.float32)
+    (function or _functions[-1])(
+        x_TI.data_ptr(),
+        sums.data_ptr(),
+        units.data_ptr(),
+        scale_zero.data_ptr(),
+        _tables(bits).data_ptr(),
+        y_TO.data_ptr(),
+        tokens,
+        in_features,
+        out_features,
+        group,
+        _planes(bits),
+        offset,
+        min(torch.get_num_threads(), len(units)),
+    )
+    return y_TO
+
+
+@cache
+def _register_operator() -> torch.library.Library:
+    """``torch.ops.blockwright.int4_product``, which ``torch.compile`` can trace."""
+    library = torch.library.Library("blockwright", "FRAGMENT")
+    library.define(
+        "int4_product(Tensor x, Tensor units, Tensor scale_zero, int out_features, int group,"
+        " int bits, bool offset) -> Tensor"
+    )
+    library.impl("int4_product", _multiply, "CPU")
+    torch.library.register_fake(
+        "blockwright::int4_product",
+        lambda x, units, scale_zero, out_features, *_: x.new_empty((x.shape[0], out_features)),
+        lib=library,
+    )
+    return library
+
+
+def _multiplies(library: ctypes.CDLL) -> bool:
+    """Whether a fresh library gives back the weight for an identity input."""
+    function, draw = _bound(library), torch.Generator().manual_seed(0)
+    for bits in (3, 4, 6, 8):
+        codes = torch.randint(1 << bits, (40, 64), generator=draw, dtype=torch.uint8)
+        zero = torch.randint(1 << bits, (40, 2), generator=draw).float()
+        scale = 2.0 ** torch.randint(-3, 3, (40, 2), generator=draw)
+        m = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=32)
+        eye = torch.eye(64, dtype=torch.bfloat16)
+        y = _multiply(eye, m.units, m.scale_zero, 40, 32, bits, False, function)
+        if not torch.equal(y, m.dequantize().t().to(torch.bfloat16)):
+            return False
+    return True
