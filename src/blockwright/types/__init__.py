@@ -79,6 +79,7 @@ from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
 from blockwright.types.width import (
     Channels,
+    DistillingMethod,
     HeadDimFormat,
     HeadWeights,
     NarrowHeads,
@@ -104,6 +105,7 @@ __all__ = [
     "Choice",
     "CompositeFormat",
     "DenseSolution",
+    "DistillingMethod",
     "DyadicFormat",
     "DyadicSolution",
     "FactoredFormat",
