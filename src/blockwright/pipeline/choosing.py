@@ -1,14 +1,21 @@
-"""The measured loop: solve, measure on the selection text, correct the predictions, solve again."""
+"""The measured loop: solve, measure on the selection text, correct the predictions, solve again.
+
+Where several families of formats are on offer, plans are then sought around the best measured one,
+with predictions from its slopes (``expanding``): what structures cost together is not what they
+cost one by one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
 from blockwright.errors import BudgetError
+from blockwright.pipeline.expanding import expanded
 from blockwright.pipeline.measuring import measure_on_selection
 from blockwright.pipeline.opening import Run
-from blockwright.pipeline.presets import ROUNDS
+from blockwright.pipeline.presets import EXPANSIONS, ROUNDS
 from blockwright.plan import (
     corrected,
     correction_factors,
@@ -64,7 +71,40 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             known = corrected(problem, correction_factors(problem, measured))
             stage.advance()
     run.library.write_problem(known)
+    if len(families_on_offer(problem)) > 1:
+        measured += plans_around(run, problem, budget, measured)
     return Chosen(best_measured(measured), uniform, tuple(measured), known)
+
+
+def plans_around(
+    run: Run, problem: Problem, budget: Budget, measured: Sequence[Plan]
+) -> list[Plan]:
+    """Plans sought around the best measured one, each measured.
+
+    Every next plan is solved from the mean of what was predicted around all of them: the mean of
+    slopes is the slope between, so that steps grow smaller where single ones overshoot.
+    """
+    rounds, found = EXPANSIONS[run.request.preset], list[Plan]()
+    with run.progress.stage("seek around the best plan", rounds, "plans") as stage:
+        around = [expanded(run, problem, best_measured(measured))]
+        for _ in range(rounds):
+            plan = solve(mean_of(around), budget)
+            if any(same_choices(plan, other) for other in (*measured, *found)):
+                break
+            found.append(measure_on_selection(run, plan))
+            if len(found) < rounds:
+                around.append(expanded(run, problem, plan))
+            stage.advance()
+    return found
+
+
+def mean_of(problems: Sequence[Problem]) -> Problem:
+    """A problem with the mean of every option's losses."""
+    options = tuple(
+        replace(same[0], loss=mean(option.loss for option in same))
+        for same in zip(*(problem.options for problem in problems), strict=True)
+    )
+    return replace(problems[0], options=options)
 
 
 def family_plans(problem: Problem, budget: Budget) -> list[Plan]:
