@@ -1,5 +1,5 @@
 """``python -m benchmarks [decode] [memory] [speedup] [quality] [price] [calibration] [kvcache]
-[structure] [step] --out DIR``: JSON, with the machine's description.
+[structure] [mixed] [step] --out DIR``: JSON, with the machine's description.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from benchmarks import (
     decode,
     kvcache,
     memory,
+    mixed,
     price,
     quality,
     speedup,
@@ -27,7 +28,7 @@ from blockwright.types import Preset
 
 BENCHMARKS = ("decode", "memory", "speedup", "quality", "price")
 """What ``make bench`` runs."""
-MORE = ("calibration", "kvcache", "structure", "step")
+MORE = ("calibration", "kvcache", "structure", "mixed", "step")
 """What is run by name only: figures that decided something, not promises."""
 BUNDLED = Path(__file__).resolve().parents[1] / "src" / "blockwright" / "bundled" / "model"
 
@@ -44,13 +45,19 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         preset = Preset(arguments.preset)
         options = (arguments.out, arguments.model, arguments.seeds, preset)
         return quality.run(*options, heal=arguments.heal)
+    if which == "structure":
+        kinds = tuple(filter(None, arguments.kinds.split(",")))
+        preset = Preset(arguments.preset)
+        return structure.run(arguments.out, arguments.model, arguments.seeds, preset, kinds)
+    if which == "mixed":
+        preset = Preset(arguments.preset)
+        return mixed.run(arguments.out, arguments.model, arguments.seeds, preset, arguments.bits)
     if which == "kvcache":
         return kvcache.run(arguments.model, arguments.tokens, arguments.rounds)
     rest: dict[str, Callable[[], dict[str, Any]]] = {
         "price": lambda: price.run(arguments.out),
         "calibration": lambda: calibration.run(arguments.out),
         "step": lambda: step.run(arguments.out, arguments.blocks),
-        "structure": lambda: structure.run(arguments.out, arguments.model, arguments.seeds),
     }
     return rest[which]()
 
@@ -66,6 +73,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--heal", action="store_true")
+    parser.add_argument("--kinds", default="", help="of structure: id,sparse and so on; all")
+    parser.add_argument("--bits", type=float, default=2.5, help="of mixed")
     arguments = parser.parse_args()
     known = (*BENCHMARKS, *MORE)
     unknown = set(arguments.which) - set(known)

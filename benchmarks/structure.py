@@ -1,11 +1,13 @@
 """Structure alone: a plan of several kinds against the best plan of one kind, at equal bytes.
 
-    python -m benchmarks structure --out DIR [--model FOLDER] [--seeds 3]
+    python -m benchmarks structure --out DIR [--model FOLDER] [--seeds 3] [--preset fast]
+                                   [--kinds id,sparse,...]
 
 The budget is 60% of the original's file; nothing is quantized.  All variants are built once, every
 kind's plan mixes the sizes of that kind, ``all`` mixes all kinds, and ``lossless`` has weights that
-are stored exactly in fewer bytes beside them.  A seed draws the calibration sample and the labels
-of the reverse sweep.
+are stored exactly in fewer bytes beside them.  ``doped`` adds two kinds up in one weight, so it
+counts as mixed; the ratio against it is beside the other.  A seed draws the calibration sample and
+the labels of the reverse sweep.  Presets that refine refine every kind's plan alike.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from blockwright.pipeline.choosing import choose_plan
 from blockwright.pipeline.measuring import loss_of, measure_plan, original_on
 from blockwright.pipeline.opening import Run, open_run
 from blockwright.pipeline.posing import pose_problem
+from blockwright.pipeline.refining import refine_plans
 from blockwright.progress import SilentProgress
 from blockwright.types import Budget, FitRequest, Plan, Preset, Problem
 
@@ -33,6 +36,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "id": tuple(f"id-p{percent}:lord@fisher=true" for percent in (30, 40, 50, 60, 70, 80)),
     "kron": tuple(f"kron2-p{percent}:kron@fisher=true" for percent in (25, 40, 55)),
     "sparse": tuple(f"sparse{percent}:admm" for percent in (20, 30, 40, 50, 60, 70)),
+    "doped": tuple(
+        f"sparse{percent}&rank-p{share}:doped@fisher=true"
+        for percent, share in ((50, 5), (50, 10), (60, 5), (60, 10), (70, 10), (70, 20))
+    ),
     "armor": ("armor-b8:armor", "armor-b16:armor"),
     "drop": ("drop",),
     "fuse": ("fuse:fusegpt", "fuse-next:fusegpt"),
@@ -44,44 +51,55 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Kind -> candidates.  Fused blocks need others dropped, and are a kind of their own with these."""
+SUMS = ("doped",)
+"""Kinds that are made of two."""
 BOUND = 0.5
 """Largest KL of the plan of all kinds over that of the best single kind."""
 
 
-def run(work: Path, model: Path, seeds: int) -> dict[str, Any]:
+def run(
+    work: Path, model: Path, seeds: int, preset: Preset, kinds: Sequence[str]
+) -> dict[str, Any]:
     """Held-out KL of every kind's plan and of all kinds together, by seed, and their means."""
-    rows = [figures(work, model, seed) for seed in range(seeds)]
-    kinds = [kind for kind in rows[0] if all(kind in row for row in rows)]
-    means = {kind: mean(row[kind]["heldout_kl"] for row in rows) for kind in kinds}
-    single = {kind: means[kind] for kind in KINDS if kind in means}
+    rows = [figures(work, model, seed, preset, kinds or tuple(KINDS)) for seed in range(seeds)]
+    found = [kind for kind in rows[0] if all(kind in row for row in rows)]
+    means = {kind: mean(row[kind]["heldout_kl"] for row in rows) for kind in found}
+    single = {kind: means[kind] for kind in KINDS if kind in means and kind not in SUMS}
     best = min(single, key=single.__getitem__)
+    sums = [means[kind] for kind in SUMS if kind in means]
     return {
         "ratio": RATIO,
         "seeds": rows,
         "mean": means,
         "best_kind": best,
         "kl_ratio": means["all"] / means[best],
+        "kl_ratio_sums_as_kinds": means["all"] / min([means[best], *sums]),
         "kl_ratio_lossless": means["lossless"] / means[best],
         "kl_ratio_bound": BOUND,
     }
 
 
-def figures(work: Path, model: Path, seed: int) -> dict[str, dict[str, Any]]:
+def figures(
+    work: Path, model: Path, seed: int, preset: Preset, kinds: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """One seed: kind -> held-out KL of its plan, bytes, and what was chosen how often."""
-    run = opened(work, model, seed)
+    run = opened(work, model, seed, preset, kinds)
     problem = pose_problem(run, build_library(run)).problem
     found = {}
-    every = tuple(name for names in KINDS.values() for name in names)
+    every = tuple(name for kind in kinds for name in KINDS[kind])
     mixed = {"all": every, "lossless": (*every, LOSSLESS)}
-    for kind, candidates in {**KINDS, **mixed}.items():
+    for kind, candidates in {**{kind: KINDS[kind] for kind in kinds}, **mixed}.items():
         names = {*candidates, "drop"} if kind == "fuse" else set(candidates)
         try:
-            plan = choose_plan(run, offering(problem, names)).plan
+            chosen = choose_plan(run, offering(problem, names))
         except BudgetError:
             continue
+        plan = refine_plans(run, chosen).plan
         found[kind] = {
             "heldout_kl": held_out(run, plan),
+            "heldout_kl_built": held_out(run, chosen.plan),
             "selection_kl": plan.measured["selection_loss"],
+            "selection_kl_measured": [each.measured["selection_loss"] for each in chosen.measured],
             "predicted_kl": plan.loss,
             "size_bytes": plan.size_bytes,
             "chosen": counted(plan),
@@ -89,14 +107,14 @@ def figures(work: Path, model: Path, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def opened(work: Path, model: Path, seed: int) -> Run:
-    """The model with all kinds on offer."""
+def opened(work: Path, model: Path, seed: int, preset: Preset, kinds: Sequence[str]) -> Run:
+    """The model with these kinds on offer."""
     asked = FitRequest(
         model=str(model),
         out=work / f"structure-{seed}",
         budget=Budget(ratio=RATIO),
-        preset=Preset.FAST,
-        candidates=(*(name for names in KINDS.values() for name in names), LOSSLESS),
+        preset=preset,
+        candidates=(*(name for kind in kinds for name in KINDS[kind]), LOSSLESS),
         library=work / f"structure-library-{seed}",
         seed=seed,
         threads=1,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockwright.methods.quantize.lqlora import Lqlora, nearest_product
 from blockwright.registry import format_named
-from blockwright.types import Statistics, SumFormat
+from blockwright.types import Statistics, GridSumFormat
 from tests.claims.ledger import Grade, claim
 from tests.layers import Layer, outlier_layer
 
@@ -27,9 +27,9 @@ def planted(seed: int) -> Layer:
     return replace(layer, W_OI=layer.W_OI + 0.7 * layer.W_OI.std() * left @ right)
 
 
-def format_of(bits: int) -> SumFormat:
+def format_of(bits: int) -> GridSumFormat:
     format = format_named(f"nf{bits}-g64&rank-r16")
-    assert isinstance(format, SumFormat)
+    assert isinstance(format, GridSumFormat)
     return format
 
 

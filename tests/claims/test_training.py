@@ -6,6 +6,7 @@ block linear under the recipe, judged by the loss on 8k held-out tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from blockwright.training import TokenStream, TrainingSettings, mean_loss, train
 from blockwright.training.places import under_recipe
 from blockwright.training.recipes.bdwp import Bdwp, both_ways, ideal_step_speedup
 from blockwright.training.recipes.masksparsity import GatedMatrix, MaskSparsity
+from blockwright.training.recipes.nested import Nested, NestedMatrix, at_halving
 from blockwright.training.recipes.pgf import Pgf
 from blockwright.types import Budget, FitRequest, Preset
 from tests.claims.ledger import Grade, claim
@@ -366,3 +368,93 @@ def trained_from_scratch(recipe: str | None, seed: int) -> float:
 )
 def test_sparseift_against_dense(seed: int) -> float:
     return trained_from_scratch("sparseift", seed) - trained_from_scratch(None, seed)
+
+
+# -- cards 6 and 7, MatFormer and BigNAS
+
+
+@claim(
+    method="nested",
+    says="with one child the rules are ordinary training",
+    measures="weights that differ from plain training, tiny Llama",
+    grade=Grade.HARD,
+    at_most=0,
+)
+def test_one_nested_child_is_plain_training() -> Iterator[float]:
+    plain, _ = trained(None, steps=3)
+    mine, _ = trained("nested@children=1,sort=false", steps=3)
+    for name, parameter in plain.named_parameters():
+        yield (parameter != mine.get_parameter(name)).sum().item()
+
+
+@claim(
+    method="nested",
+    says="a child is the whole model without its last channels",
+    measures="largest difference of logits over their largest, tiny Llama",
+    grade=Grade.HARD,
+    at_most=1e-5,
+)
+def test_nested_children_are_slices() -> Iterator[float]:
+    model, ids = random_model("llama"), tokens().window(0, 64).view(2, 32)
+    with under_recipe(model, Nested(format="narrow-p25"), ids) as matrices, torch.no_grad():
+        nested = [matrix for matrix in matrices if isinstance(matrix, NestedMatrix)]
+        for halving in range(1, nested[0].halvings + 1):
+            with at_halving(nested, halving):
+                child = model(ids).logits
+            whole = {m: m.weight.clone() for m in nested}
+            for matrix in nested:
+                matrix.weight[:, matrix.width(halving) :] = 0
+            cut = model(ids).logits
+            for matrix, weight in whole.items():
+                matrix.weight.copy_(weight)
+            yield float((child - cut).abs().max() / cut.abs().max())
+
+
+def perplexity_at(recipe: str, seed: int, halvings: int) -> float:
+    """Held-out perplexity of the healed model, its FFNs cut to their first channels."""
+    model = healed_model(recipe, seed)
+    ids = torch.cat(documents("heldout"))[None, :64]
+    with under_recipe(model, Nested(sort=False), ids) as matrices:
+        nested = [matrix for matrix in matrices if isinstance(matrix, NestedMatrix)]
+        with at_halving(nested, halvings):
+            return math.exp(heldout_loss(model))
+
+
+@pytest.mark.slow
+@claim(
+    method="nested",
+    says="nested training makes prefixes models of their own",
+    measures="held-out perplexity at a quarter and at half of the channels / that of plain steps on"
+    f" sorted channels, {HEALING}",
+    grade=Grade.FIRM,
+    at_most=0.8,
+)
+def test_nested_prefixes_do_their_work(seed: int) -> Iterator[float]:
+    for halvings in (2, 1):
+        plain = perplexity_at("nested@children=1", seed, halvings)
+        yield perplexity_at("nested", seed, halvings) / plain
+
+
+@pytest.mark.slow
+@claim(
+    method="nested",
+    says="the whole model pays little for its children",
+    measures=f"held-out perplexity / that of plain steps, {HEALING}",
+    grade=Grade.SOFT,
+    at_most=1.03,
+)
+def test_the_widest_child_pays_little(seed: int) -> float:
+    return perplexity_at("nested", seed, 0) / perplexity_at("nested@children=1", seed, 0)
+
+
+@pytest.mark.slow
+@claim(
+    method="nested",
+    says="at equal runs, the sandwich and the widest child as teacher beat labels for all",
+    measures="held-out perplexity at a quarter of the channels / that with distil=false,"
+    f" {HEALING}",
+    grade=Grade.SOFT,
+    at_most=1.0,
+)
+def test_children_learn_more_from_the_widest(seed: int) -> float:
+    return perplexity_at("nested", seed, 2) / perplexity_at("nested@distil=false", seed, 2)

@@ -27,7 +27,7 @@ GRIDS = (
 STRUCTURES = (
     *("bf16", "df11", "rank-p50", "rank-p75+int8", "rank-r32+int4-g32"),
     *("sparse2of4", "sparse3of8", "sparse50", "sparse2of4+int4-g32", "sparse50+int4"),
-    *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8"),
+    *("llmint8-p0", "llmint8-p2", "mix-p10-g64", "nf3-g32&rank-r8", "sparse50&rank-r8"),
     *("bin-p20", "vq16-d2-g64", "vq256-d4-row", "dyadic8", "dyadic4"),
     *("panel32x4-50", "panel16-80+int4"),
     *("ksort+bfp8-b32", "armor-b8", "armor-b16+int4-g32"),
@@ -78,6 +78,7 @@ OPTIONS: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "welore": ((), (("metric", "weight"), ("quantile", "0.9"))),
     "cur": ((), (("metric", "weight"),)),
     "kron": ((), (("metric", "weight"),), (("rounds", "2"),)),
+    "doped": ((("rounds", "2"),), (("fisher", "true"), ("rounds", "2"))),
     "magnitude": ((), (("refit", "true"),)),
     "wanda": ((), (("refit", "false"),)),
     "sparsegpt": ((), (("refit", "false"),), (("damping", "0.1"),)),

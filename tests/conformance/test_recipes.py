@@ -20,9 +20,10 @@ from blockwright.registry import (
     recipe_names,
     width_named,
 )
-from blockwright.training import Entry, Scope, TrainingRecipe
+from blockwright.training import Entry, Place, Scope, TrainingRecipe
 from blockwright.training.places import under_recipe
-from blockwright.types import MaskedFormat, Statistics, WidthFormat
+from blockwright.training.recipes.nested import Nested, NestedMatrix
+from blockwright.types import Channels, MaskedFormat, Statistics, WidthFormat
 from tests.models import random_model
 from tests.training.cases import STEPS, settings, tokens, trained
 
@@ -31,10 +32,11 @@ CASES = (
     *("pgf", "pgf@decay=linear,format=sparse70", "pgf@decay=structure", "issp"),
     *("issp@format=sparse2of4,soft=0", "sparseift@every=2,format=sparse70", "masksparsity"),
     *("masksparsity@only=false,format=narrow-p50", "srste"),
+    *("nested", "nested@children=2,distil=false,format=narrow-p12"),
 )
 STATEFUL = (
     *("bdwp@format=sparse1of4,refresh=4,decay=0.001", "pgf", "issp"),
-    *("sparseift@every=2,format=sparse70", "masksparsity"),
+    *("sparseift@every=2,format=sparse70", "masksparsity", "nested"),
 )
 """Those that a resumed run has to know more of than the weights."""
 every_case = pytest.mark.parametrize("name", CASES)
@@ -133,9 +135,28 @@ def test_its_format_stores_what_is_left_without_loss(name: str) -> None:
         if isinstance(format, MaskedFormat):
             solution = method_named("magnitude").solve(W_OI, Statistics(tokens=0), format)
             assert torch.equal(solution.weight(), W_OI)
+        elif isinstance(recipe, Nested):
+            assert isinstance(format, WidthFormat)
+            check_child(recipe, format, path, W_OI)
         else:
             assert isinstance(format, WidthFormat)
             check_narrow(format, model, path, W_OI)
+
+
+def check_child(recipe: Nested, format: WidthFormat, path: str, W_OI: Tensor) -> None:
+    """Its narrowest child is what the method of prefixes cuts off."""
+    linear = nn.Linear(W_OI.shape[1], W_OI.shape[0], bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(W_OI)
+    channels = Channels(writer=path, width=W_OI.shape[1], readers={})
+    matrix = recipe.matrix(linear, Place(path, channels))
+    assert isinstance(matrix, NestedMatrix)
+    matrix.halving = matrix.halvings
+    kept = format.kept(W_OI.shape[1])
+    kept_K, cut_OK = width_named("matformer").narrow(W_OI, Statistics(tokens=0), kept)
+    a = torch.randn(3, W_OI.shape[1], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(matrix(a), nn.functional.linear(a[:, kept_K], cut_OK))
 
 
 def check_narrow(format: WidthFormat, model: PreTrainedModel, path: str, W_OI: Tensor) -> None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from blockwright.errors import CandidateError, FormatError
-from blockwright.formats import FormatLinear
-from blockwright.formats.sum import GridPlusRank
+from blockwright.formats import FormatLinear, format_from_spec
+from blockwright.formats.sum import GridPlusRank, MaskedPlusRank
 from blockwright.methods.quantize.lqlora import Lqlora
 from blockwright.registry import format_named, resolve
 from blockwright.types import Candidate, Statistics
@@ -35,6 +35,13 @@ def test_a_candidate_names_both_and_its_method_fills_them() -> None:
 def test_what_cannot_be_summed_is_refused(name: str) -> None:
     with pytest.raises(CandidateError, match="adds a product of thin matrices to a grid format"):
         resolve(Candidate.parse(name))
+
+
+def test_zeros_take_a_product_as_well() -> None:
+    format = format_named("sparse50+int4&rank-r8")
+    assert isinstance(format, MaskedPlusRank)
+    assert (format.base.name, format.plus.name) == ("sparse50+int4", "rank-r8")
+    assert format_from_spec(format.spec()) == format
 
 
 def test_shapes_that_either_part_cannot_take_are_refused() -> None:

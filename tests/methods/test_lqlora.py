@@ -9,7 +9,7 @@ from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize.lqlora import LEAST_SHARE, Lqlora, nearest_product
 from blockwright.numerics.losses import row_errors
 from blockwright.registry import format_named
-from blockwright.types import Statistic, Statistics, SumFormat
+from blockwright.types import Statistic, Statistics, GridSumFormat
 from tests.layers import Layer, outlier_layer
 
 
@@ -18,9 +18,9 @@ def layer() -> Layer:
     return outlier_layer(0, out_features=48, in_features=64, tokens=300)
 
 
-def summed(name: str) -> SumFormat:
+def summed(name: str) -> GridSumFormat:
     format = format_named(name)
-    assert isinstance(format, SumFormat)
+    assert isinstance(format, GridSumFormat)
     return format
 
 

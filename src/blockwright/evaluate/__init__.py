@@ -1,5 +1,6 @@
 """Quality, speed and memory of finished models, and the text that a model writes itself."""
 
+from blockwright.evaluate.difference import loss_against
 from blockwright.evaluate.fresh import Answers, Loading, ask_fresh_process
 from blockwright.evaluate.importance import (
     BlockScores,
@@ -22,6 +23,7 @@ __all__ = [
     "TimedFolder",
     "Turn",
     "ask_fresh_process",
+    "loss_against",
     "measure",
     "removal_order",
     "run_from",

@@ -1,12 +1,15 @@
-"""sum: a weight in few bits, plus a product of two thin matrices.
+"""sum: a weight in few bits or with zeros, plus a product of two thin matrices.
 
 Paper:   Guo, Greengard, Xing, Kim, "LQ-LoRA: Low-rank Plus Quantized Matrix Decomposition for
-         Efficient Language Model Finetuning", ICLR 2024.
+         Efficient Language Model Finetuning", ICLR 2024; with zeros: Thangarasa, Saxena, Gupta,
+         Lie, "Sparse-IFT: Sparse Iso-FLOP Transformations for Maximizing Training Efficiency",
+         ICML 2024 (its form "sparse doped").
 Idea:    Rounding to 2 or 3 bits leaves errors with structure, and weights may have large directions
-         that few bits should not be spent on; a product of low rank takes both.  Its bytes must
-         earn more than as many bits more would.
+         that few bits, or few values, should not be spent on; a product of low rank takes both.
+         Its bytes must earn more than as many bits or values more would.
 
 Names:   nf3-g64&rank-r16: any grid format, then rank-r<rank> or rank-p<percent>.
+         sparse50&rank-r16, panel32-50&rank-p10: any format of zeros, likewise.
 Stored:  weight      uint8, empty, so that plain loading raises
          base.*      [O, I] as the first format stores it
          plus.*      the two factors, as the second does
@@ -33,11 +36,16 @@ from blockwright.formats._composite import CompositeLinear, as_part
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.formats.nf import NfFormat
 from blockwright.formats.rank import RankFormat
+from blockwright.formats.sparse import SparseFormat
 from blockwright.types import (
     FactoredFormat,
     Format,
     FormatLimits,
     GridFormat,
+    GridSumFormat,
+    MaskedFormat,
+    MaskedSumFormat,
+    PackedFormat,
     SiteKind,
     Solution,
     SumFormat,
@@ -46,25 +54,26 @@ from blockwright.types import (
 
 
 @dataclass(frozen=True)
-class GridPlusRank(SumFormat):
-    """``<grid>&<rank>``"""
+class PlusRank(SumFormat):
+    """``<whole weight>&<rank>``"""
 
-    base: GridFormat
+    base: PackedFormat
     plus: FactoredFormat
 
     version: ClassVar[int] = 1
     kinds: ClassVar[frozenset[SiteKind]] = frozenset({SiteKind.LINEAR})
-    default_method: ClassVar[str | None] = "lqlora"
 
     @classmethod
-    def of(cls, base: Format, plus: Format) -> Self:
+    def of(cls, base: Format, plus: Format) -> PlusRank:
         """The sum of two formats; ``CandidateError`` where they cannot be summed."""
-        if not isinstance(base, GridFormat) or not isinstance(plus, FactoredFormat):
-            raise CandidateError(
-                f"{base.name}&{plus.name}: '&' adds a product of thin matrices to a grid format,"
-                " e.g. nf3-g64&rank-r16"
-            )
-        return cls(base, plus)
+        if isinstance(plus, FactoredFormat) and isinstance(base, GridFormat):
+            return GridPlusRank(base, plus)
+        if isinstance(plus, FactoredFormat) and isinstance(base, MaskedFormat):
+            return MaskedPlusRank(base, plus)
+        raise CandidateError(
+            f"{base.name}&{plus.name}: '&' adds a product of thin matrices to a grid format or to"
+            " one of zeros, e.g. nf3-g64&rank-r16 or sparse50&rank-r16"
+        )
 
     @property
     def name(self) -> str:
@@ -78,8 +87,9 @@ class GridPlusRank(SumFormat):
 
     @classmethod
     def examples(cls) -> tuple[str, ...]:
-        sums = ((NfFormat(3, 64), 16), (NfFormat(4, 32, double=True), 8))
-        return tuple(cls(base, RankFormat(fixed_rank=rank)).name for base, rank in sums)
+        grids = ((NfFormat(3, 64), 16), (NfFormat(4, 32, double=True), 8))
+        sums = (*grids, (SparseFormat(percent=50), 8), (SparseFormat(n=2, m=4), 4))
+        return tuple(cls.of(base, RankFormat(fixed_rank=rank)).name for base, rank in sums)
 
     @property
     def limits(self) -> FormatLimits:
@@ -113,9 +123,13 @@ class GridPlusRank(SumFormat):
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         check_version(cls, spec)
         base, plus = (format_from_spec(spec_field(spec, name)) for name in ("base", "plus"))
-        if not isinstance(base, GridFormat) or not isinstance(plus, FactoredFormat):
-            raise FormatError(f"format spec {dict(spec)}: {base.name} and {plus.name} are no sum")
-        return cls(base, plus)
+        try:
+            found = cls.of(base, plus)
+        except CandidateError as error:
+            raise FormatError(f"format spec {dict(spec)}: {error}") from None
+        if not isinstance(found, cls):
+            raise FormatError(f"format spec {dict(spec)} is of {found.name}, not of {cls.__name__}")
+        return found
 
     def pack(self, solution: Solution, bias_O: Tensor | None, dtype: torch.dtype) -> SumLinear:
         if not isinstance(solution, SumSolution):
@@ -148,6 +162,24 @@ class GridPlusRank(SumFormat):
         )
 
 
+@dataclass(frozen=True)
+class GridPlusRank(PlusRank, GridSumFormat):
+    """``nf3-g64&rank-r16``"""
+
+    base: GridFormat
+
+    default_method: ClassVar[str | None] = "lqlora"
+
+
+@dataclass(frozen=True)
+class MaskedPlusRank(PlusRank, MaskedSumFormat):
+    """``sparse50&rank-r16``"""
+
+    base: MaskedFormat
+
+    default_method: ClassVar[str | None] = "doped"
+
+
 class SumLinear(CompositeLinear):
     """The packed module: both products, added."""
 
@@ -169,4 +201,4 @@ class SumLinear(CompositeLinear):
         return self.dequantize()[index].to(self.dtype)
 
 
-FORMAT = GridPlusRank
+FORMAT = PlusRank

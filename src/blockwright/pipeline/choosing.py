@@ -1,4 +1,9 @@
-"""The measured loop: solve, measure on the selection text, correct the predictions, solve again."""
+"""The measured loop: solve, measure on the selection text, correct the predictions, solve again.
+
+Where several families of formats are on offer, plans are then sought around the best measured one,
+with predictions from its slopes (``expanding``): what structures cost together is not what they
+cost one by one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from blockwright.errors import BudgetError
+from blockwright.pipeline.expanding import expanded
 from blockwright.pipeline.measuring import measure_on_selection
 from blockwright.pipeline.opening import Run
-from blockwright.pipeline.presets import ROUNDS
+from blockwright.pipeline.presets import EXPANSIONS, ROUNDS
 from blockwright.plan import (
     corrected,
     correction_factors,
@@ -64,7 +70,43 @@ def choose_plan(run: Run, problem: Problem) -> Chosen:
             known = corrected(problem, correction_factors(problem, measured))
             stage.advance()
     run.library.write_problem(known)
+    if len(families_on_offer(problem)) > 1:
+        measured += plans_around(run, problem, budget, measured)
     return Chosen(best_measured(measured), uniform, tuple(measured), known)
+
+
+def plans_around(
+    run: Run, problem: Problem, budget: Budget, measured: Sequence[Plan]
+) -> list[Plan]:
+    """Plans sought around the best measured one, each measured.
+
+    A plan that is better is where the next one is sought.  After one that is not, predictions are
+    the mean of those at both: they agree where nothing moved, and the mean is steeper between.
+    """
+    rounds = EXPANSIONS[run.request.preset]
+    best, found = best_measured(measured), list[Plan]()
+    with run.progress.stage("seek around the best plan", rounds, "plans") as stage:
+        at = expanded(run, problem, best)
+        for _ in range(rounds):
+            plan = solve(at, budget)
+            if any(same_choices(plan, other) for other in (*measured, *found)):
+                break
+            plan = measure_on_selection(run, plan)
+            found.append(plan)
+            here = expanded(run, problem, plan)
+            better = best_measured([best, plan]) is plan
+            best, at = (plan, here) if better else (best, mean_of(at, here))
+            stage.advance()
+    return found
+
+
+def mean_of(one: Problem, other: Problem) -> Problem:
+    """The problem with the means of both losses of every option."""
+    options = tuple(
+        replace(mine, loss=(mine.loss + theirs.loss) / 2)
+        for mine, theirs in zip(one.options, other.options, strict=True)
+    )
+    return replace(one, options=options)
 
 
 def family_plans(problem: Problem, budget: Budget) -> list[Plan]:

@@ -21,9 +21,12 @@ STEM = re.compile(r"[a-z]+")
 
 
 def family_of(candidate: str) -> str:
-    """A candidate's family."""
-    stem = STEM.match(Candidate.parse(candidate).format)
-    return stem[0] if stem is not None and stem[0] in STRUCTURED else GRIDS
+    """A candidate's family; zeros with a product are one of their own."""
+    parsed = Candidate.parse(candidate)
+    stem = STEM.match(parsed.format)
+    if stem is None or stem[0] not in STRUCTURED:
+        return GRIDS
+    return f"{stem[0]}&" if parsed.plus else stem[0]
 
 
 def families_of(candidates: Iterable[str]) -> list[str]:

@@ -6,7 +6,8 @@ registry.recipe_named "bdwp@format=sparse2of4" -> a recipe; ``recipes/`` holds o
 """
 
 from blockwright.training.folder import Trained, train_folder
-from blockwright.training.loop import Entry, mean_loss, token_losses, train
+from blockwright.training.loop import Entry, mean_loss, train
+from blockwright.training.losses import token_losses
 from blockwright.training.recipe import Moment, Place, Scope, TrainedMatrix, TrainingRecipe
 from blockwright.training.settings import TrainingSettings
 from blockwright.training.windows import TokenStream

@@ -1,6 +1,7 @@
 """The trainer's loop, shared by the bundled model's training and by recipes on any model.
 
-Loss:    cross-entropy of the next token, logits under bfloat16 autocast, parameters in fp32.
+Loss:    cross-entropy of the next token unless the recipe has another, logits under bfloat16
+         autocast, parameters in fp32.
 Optimizer: AdamW, its moments in fp32 or in 8 bits, gradients clipped to a norm of 1.
 Resume:  a checkpoint holds the model with the recipe's buffers, the optimizer and the step; a run
          that was killed ends with the bytes of one that was not.
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 from blockwright.checkpoint import partial_path
 from blockwright.errors import TrainingError
 from blockwright.progress import Progress, SilentProgress
+from blockwright.training.losses import token_losses
 from blockwright.training.optimizers import new_optimizer
 from blockwright.training.places import under_recipe
 from blockwright.training.recipe import Moment, TrainedMatrix, TrainingRecipe
@@ -69,7 +71,7 @@ def train(
     with ExitStack() as inside:
         inside.enter_context(torch.random.fork_rng())
         matrices = inside.enter_context(under_recipe(model, recipe, probe, only))
-        run = _Run(model, stream, settings, matrices, checkpoint, f"{recipe} on {only}")
+        run = _Run(model, stream, settings, recipe, matrices, checkpoint, f"{recipe} on {only}")
         run.resume()
         stage = inside.enter_context(
             (progress or SilentProgress()).stage("train", settings.steps - run.step, "steps")
@@ -96,9 +98,10 @@ class _Run:
     model: PreTrainedModel
     stream: TokenStream
     settings: TrainingSettings
+    recipe: TrainingRecipe | None
     matrices: list[TrainedMatrix]
     checkpoint: Path | None
-    recipe: str
+    recipe_name: str
     step: int = 0
     log: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
@@ -111,7 +114,7 @@ class _Run:
     @property
     def made_by(self) -> dict[str, Any]:
         """What decides the weights."""
-        return {**asdict(self.settings), "recipe": self.recipe, "text": self.stream.digest}
+        return {**asdict(self.settings), "recipe": self.recipe_name, "text": self.stream.digest}
 
     def advance(self) -> float:
         """One step; its loss."""
@@ -120,7 +123,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate_at(self.step)
         self._tell(lambda matrix: matrix.before_step(moment))
-        loss = token_losses(self.model, self._batch()).mean()
+        loss = self._loss(moment)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"training: the loss of step {self.step} is not finite; use a lower learning rate"
@@ -133,6 +136,11 @@ class _Run:
         self._tell(lambda matrix: matrix.after_step(moment, self._remembered(matrix)))
         self.step += 1
         return loss.item()
+
+    def _loss(self, moment: Moment) -> Tensor:
+        if self.recipe is None:
+            return token_losses(self.model, self._batch()).mean()
+        return self.recipe.loss(self.model, self._batch(), self.matrices, moment)
 
     def _batch(self) -> Tensor:
         count, length = self.settings.batch_tokens, self.settings.length_at(self.step)
@@ -185,15 +193,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.log = state["step"], state["log"]
         self.seconds = self.log[-1]["seconds"] if self.log else 0.0
-
-
-def token_losses(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
-    """Cross-entropy of every token but the first of each sequence, nats."""
-    with torch.autocast(tokens_BT.device.type, dtype=torch.bfloat16):
-        logits = model(input_ids=tokens_BT, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none"
-    )
 
 
 @torch.no_grad()

@@ -9,21 +9,24 @@ parameters.  It is asked at four places of a step, and once at the end:
     after_step        the weight, and what the optimizer remembers of it
     finish            the weight as it is saved
 
-Everything that a matrix needs beside the step's number are its parameters and buffers, so that a
-checkpoint of the model and the optimizer is all that a resumed run needs.
+The recipe itself says what a step descends (``loss``): the next token's cross-entropy, or that of
+several models in one.  Everything that a matrix needs beside the step's number are its parameters
+and buffers, so that a checkpoint of the model and the optimizer is all that a resumed run needs.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from blockwright.training.losses import token_losses
 from blockwright.types import Channels
 
 
@@ -129,6 +132,16 @@ class TrainingRecipe(ABC):
     @abstractmethod
     def matrix(self, linear: nn.Linear, place: Place) -> TrainedMatrix:
         """What stands in the linear's place; ``UserError`` naming it where that cannot be."""
+
+    def loss(
+        self,
+        model: PreTrainedModel,
+        tokens_BT: Tensor,
+        matrices: Sequence[TrainedMatrix],
+        moment: Moment,
+    ) -> Tensor:
+        """What a step descends: the mean cross-entropy of the next token."""
+        return token_losses(model, tokens_BT).mean()
 
     def inner_width(self, width: int) -> int:
         """Channels of every FFN of a new model that would have ``width`` without the recipe."""

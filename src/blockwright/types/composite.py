@@ -237,11 +237,23 @@ class WrappedFormat(PackedFormat):
 
 
 class SumFormat(PackedFormat):
-    """A grid format, and a product of two thin matrices that is added to it; implementations are
-    frozen dataclasses with these fields.
+    """A format of whole weights, and a product of two thin matrices that is added to it;
+    implementations are frozen dataclasses with these fields.
     """
 
-    base: GridFormat
+    base: PackedFormat
     """Of the full-size part, [O, I]."""
     plus: FactoredFormat
     """Of the product."""
+
+
+class GridSumFormat(SumFormat):
+    """A weight on a grid, and a product."""
+
+    base: GridFormat
+
+
+class MaskedSumFormat(SumFormat):
+    """A weight with zeros, and a product."""
+
+    base: MaskedFormat

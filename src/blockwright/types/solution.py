@@ -241,9 +241,9 @@ class MixedRowsSolution(Solution):
 
 @dataclass(frozen=True, kw_only=True)
 class SumSolution(Solution):
-    """Codes on a grid, and a product that is added."""
+    """Codes on a grid or kept values, and a product that is added."""
 
-    base: GridSolution
+    base: GridSolution | MaskedSolution
     """[O, I]"""
     plus: FactoredSolution
     """[O, I]"""

@@ -14,7 +14,7 @@ Equations -> code
 Shapes:  O out features, I in features, R rank.
 Units:   error = tr(A D M D^T), D = W_hat - W, M the metric of the inputs, A that of the outputs.
 Needs:   INPUT_GRAM; nothing with metric=weight; OUTPUT_GRADIENT too with metric=fisher.
-         Fills: sums (nf3-g64&rank-r16).
+         Fills: grids with a product (nf3-g64&rank-r16).
 Cost:    time O(iterations min(O, I)^3), memory see numerics/weighted_svd.
 Differs from the paper:
     1. metric=gram, the default, takes the whole Gram of the inputs instead of its diagonal: the
@@ -47,10 +47,10 @@ from blockwright.numerics.weighted_svd import balanced_factors, weighted_svd
 from blockwright.types import (
     FactoredSolution,
     Format,
+    GridSumFormat,
     LinearMethod,
     Statistic,
     Statistics,
-    SumFormat,
     SumSolution,
 )
 
@@ -67,7 +67,7 @@ class Lqlora(LinearMethod):
     paper: ClassVar[str] = "Guo et al., LQ-LoRA, ICLR 2024"
     family: ClassVar[str] = "quantize"
     version: ClassVar[int] = 1
-    fills: ClassVar[type[Format]] = SumFormat  # type: ignore[type-abstract]
+    fills: ClassVar[type[Format]] = GridSumFormat  # type: ignore[type-abstract]
 
     metric: Metric = "gram"
     iterations: int = 20
@@ -92,9 +92,9 @@ class Lqlora(LinearMethod):
 
     def solve(self, W_OI: Tensor, statistics: Statistics, format: Format) -> SumSolution:
         check_finite(W_OI)
-        if not isinstance(format, SumFormat):
+        if not isinstance(format, GridSumFormat):
             raise CandidateError(
-                f"lqlora cannot fill {format.name}: it fills sums, as nf3&rank-r16"
+                f"lqlora cannot fill {format.name}: it fills grids with a product, as nf3&rank-r16"
             )
         a_O, M_II = self.metric_of(W_OI, statistics)
         best = self.rounded(W_OI, no_product(W_OI, format), format)
@@ -106,7 +106,7 @@ class Lqlora(LinearMethod):
         return best
 
     def by_turns(
-        self, W_OI: Tensor, a_O: Tensor, M_II: Tensor, format: SumFormat
+        self, W_OI: Tensor, a_O: Tensor, M_II: Tensor, format: GridSumFormat
     ) -> Iterator[SumSolution]:
         """Algorithm 1: the pairs (Q, L1 L2) of every turn, until errors rise."""
         Q_OI, last = torch.zeros_like(W_OI), float("inf")
@@ -120,7 +120,7 @@ class Lqlora(LinearMethod):
             Q_OI, last = found.base.weight(), error
 
     @staticmethod
-    def rounded(W_OI: Tensor, product: FactoredSolution, format: SumFormat) -> SumSolution:
+    def rounded(W_OI: Tensor, product: FactoredSolution, format: GridSumFormat) -> SumSolution:
         """Q = round(W - L1 L2), beside the product."""
         return SumSolution(base=format.base.nearest(W_OI - product.weight()), plus=product)
 
@@ -149,7 +149,7 @@ class Lqlora(LinearMethod):
         )
 
 
-def nearest_product(R_OI: Tensor, a_O: Tensor, M_II: Tensor, format: SumFormat) -> FactoredSolution:
+def nearest_product(R_OI: Tensor, a_O: Tensor, M_II: Tensor, format: GridSumFormat) -> FactoredSolution:
     """The best product of the format's rank for a remainder R, its factors rounded as stored."""
     rank = format.plus.rank((R_OI.shape[0], R_OI.shape[1]))
     left_OR, right_RI = weighted_svd(R_OI * a_O[:, None], M_II).factors(rank)
@@ -157,14 +157,14 @@ def nearest_product(R_OI: Tensor, a_O: Tensor, M_II: Tensor, format: SumFormat) 
     return stored_product(left_OR, right_RI, format)
 
 
-def no_product(W_OI: Tensor, format: SumFormat) -> FactoredSolution:
+def no_product(W_OI: Tensor, format: GridSumFormat) -> FactoredSolution:
     """Factors of zeros."""
     O, I = W_OI.shape  # noqa: E741
     rank = format.plus.rank((O, I))
     return stored_product(W_OI.new_zeros(O, rank), W_OI.new_zeros(rank, I), format)
 
 
-def stored_product(left_OR: Tensor, right_RI: Tensor, format: SumFormat) -> FactoredSolution:
+def stored_product(left_OR: Tensor, right_RI: Tensor, format: GridSumFormat) -> FactoredSolution:
     values = format.plus.values
     return FactoredSolution(left=values.nearest(left_OR), right=values.nearest(right_RI))
 
