@@ -19,6 +19,7 @@ from blockwright.formats.narrow import NarrowFormat
 from blockwright.methods.width.cfsp import Cfsp
 from blockwright.methods.width.matformer import ModelPrefix
 from blockwright.methods.width.modegpt import ModeGpt
+from blockwright.methods.width.puzzle import Puzzle
 from blockwright.numerics.attention_pairs import value_output
 from blockwright.numerics.losses import quadratic_error
 from blockwright.texts import bundled_documents, load_tokenizer, tokenize
@@ -284,3 +285,15 @@ def test_children_are_nested(seed: int) -> Iterator[float]:
         kept, less = ModelPrefix().narrow(W, seen, channels)
         yield float((less - largest[:, :channels]).abs().max())
         yield float((kept - torch.arange(channels)).abs().max())
+
+
+@claim(
+    method="puzzle",
+    says="removing channels one at a time beats choosing them by independent scores",
+    measures="squared error / that of score=norm without refit, half of the channels, synth-layer",
+    grade=Grade.FIRM,
+    at_most=0.9,
+)
+def test_elimination_beats_independent_scores(seed: int) -> float:
+    plain = narrowed(ModeGpt(score="norm", refit=False), 0.5)
+    return error(seed, narrowed(Puzzle(refit=False), 0.5)) / error(seed, plain)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.methods.width.modegpt import ModeGpt, leverage, refit
+from blockwright.methods.width.modegpt import ModeGpt, leverage
+from blockwright.numerics.channel_refit import refit
 from blockwright.types import Statistics
 
 

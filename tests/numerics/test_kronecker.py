@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from blockwright.numerics.kronecker import (
+    Aim,
     Factors,
     input_factors,
     refine,
@@ -64,7 +65,7 @@ def test_the_error_never_rises() -> None:
 def test_a_half_round_is_a_least_squares_problem() -> None:
     W, H = random(20, 18), gram()
     start = scaled_svd(W, H, SPLIT)
-    metric, root = input_factors(H, SPLIT), torch.linalg.cholesky(H.double())
+    aim, root = Aim.of(W, H, SPLIT), torch.linalg.cholesky(H.double())
     for solve, shape in ((solve_left, start.A_PR.shape), (solve_right, start.B_RQ.shape)):
         columns = []
         for unit in torch.eye(shape.numel()):
@@ -74,6 +75,6 @@ def test_a_half_round_is_a_least_squares_problem() -> None:
         design = torch.stack(columns, dim=1)
         best = torch.linalg.lstsq(design, (W.double() @ root).flatten()).solution
         least = float((design @ best - (W.double() @ root).flatten()).square().sum())
-        found = solve(W, H, SPLIT, start, metric, steps=60)
+        found = solve(aim, start, steps=60)
         changed = (found, start.B_RQ) if solve is solve_left else (start.A_PR, found)
         assert error(Factors(*changed), W, H) == pytest.approx(least, rel=1e-3)

@@ -14,7 +14,9 @@ Equations -> code
     A, then B, least squares in H             refine          preconditioned by H1 (x) H2
 Shapes:  O = rows block_rows, I = columns block_columns, P = rows columns, Q = block_rows
          block_columns, R terms; A [P, R], B [R, Q].
-Cost:    time O(min(P, Q)^3) once, O(O I^2) for each of 2 rounds steps; memory 5 of W.
+Cost:    time O(min(P, Q)^3 + O I^2) once, and for each of 2 rounds steps O(R block_rows I^2 +
+         rows (columns R)^2): H is multiplied by the factors, not by the weight they stand for;
+         memory 5 of W.
 Raises:  NumericalError when W or H is not finite.
 """
 
@@ -70,65 +72,92 @@ def scaled_svd(W_OI: Tensor, H_II: Tensor, split: KroneckerSplit) -> Factors:
     return Factors(A_PR.float().contiguous(), B_RQ.float().contiguous())
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What A and B are solved for: the weight in the metric of its inputs."""
+
+    split: KroneckerSplit
+    H_II: Tensor
+    fit_OI: Tensor  # noqa: N815 - shape suffix
+    """W H"""
+    H1: Tensor
+    H2: Tensor
+    """H is near H1 (x) H2."""
+
+    @classmethod
+    def of(cls, W_OI: Tensor, H_II: Tensor, split: KroneckerSplit) -> Aim:
+        return cls(split, H_II, W_OI @ H_II, *input_factors(H_II, split))
+
+
 def refine(
     W_OI: Tensor, H_II: Tensor, split: KroneckerSplit, start: Factors, rounds: int
 ) -> Factors:
     """A and B solved by turns; the error never rises."""
-    H1, H2 = input_factors(H_II, split)
-    A, B = start.A_PR, start.B_RQ
+    aim, at = Aim.of(W_OI, H_II, split), start
     for _ in range(rounds):
-        B = solve_right(W_OI, H_II, split, Factors(A, B), (H1, H2))
-        A = solve_left(W_OI, H_II, split, Factors(A, B), (H1, H2))
-    return Factors(A, B)
+        at = Factors(at.A_PR, solve_right(aim, at))
+        at = Factors(solve_left(aim, at), at.B_RQ)
+    return at
 
 
-def solve_left(
-    W_OI: Tensor,
-    H_II: Tensor,
-    split: KroneckerSplit,
-    at: Factors,
-    metric: tuple[Tensor, Tensor],
-    steps: int = STEPS,
-) -> Tensor:
-    """A better A [P, R] for this B."""
-    B_RQ, (H1, H2) = at.B_RQ, metric
+def solve_left(aim: Aim, at: Factors, steps: int = STEPS) -> Tensor:
+    """A better A [P, R] for this B: (A as [rows, columns R]) M = blocks(W H) B^T, with
+    M[kr, ls] = sum_b B_rb H_kl B_sb^T.
+    """
+    split, B_RQ = aim.split, at.B_RQ
     B = B_RQ.double().reshape(split.terms, split.block_rows, split.block_columns)
-    moment_RR = torch.einsum("rbj,jl,sbl->rs", B, H2, B)
-    inverse_RR, inverse_1 = _inverse(moment_RR), _inverse(H1)
+    moment_RR = torch.einsum("rbj,jl,sbl->rs", B, aim.H2, B)
+    inverse_RR, inverse_1 = _inverse(moment_RR), _inverse(aim.H1)
+    M = _left_system(aim, B_RQ)
 
     def precondition(X_PR: Tensor) -> Tensor:
         X = X_PR.reshape(split.rows, split.columns, split.terms)
         return torch.einsum("air,ik,rs->aks", X, inverse_1, inverse_RR).reshape(X_PR.shape)
 
     def image(X_PR: Tensor) -> Tensor:
-        return split.to_blocks(split.from_blocks(X_PR @ B_RQ) @ H_II) @ B_RQ.T
+        return (X_PR.reshape(split.rows, -1) @ M).reshape(X_PR.shape)
 
-    missing = split.to_blocks((W_OI - split.from_blocks(at.A_PR @ B_RQ)) @ H_II) @ B_RQ.T
+    missing = split.to_blocks(aim.fit_OI) @ B_RQ.T - image(at.A_PR)
     return at.A_PR + conjugate_gradients(image, missing, precondition, steps)
 
 
-def solve_right(
-    W_OI: Tensor,
-    H_II: Tensor,
-    split: KroneckerSplit,
-    at: Factors,
-    metric: tuple[Tensor, Tensor],
-    steps: int = STEPS,
-) -> Tensor:
-    """A better B [R, Q] for this A."""
-    A_PR, (H1, H2) = at.A_PR, metric
+def _left_system(aim: Aim, B_RQ: Tensor) -> Tensor:
+    """M [columns R, columns R]"""
+    split, k, r = aim.split, aim.split.columns, aim.split.terms
+    rows_J = B_RQ.reshape(-1, split.block_columns)
+    found = []
+    for H_JI in aim.H_II.split(split.block_columns):
+        seen = (rows_J @ H_JI).reshape(r, split.block_rows, k, split.block_columns)
+        found.append(seen.transpose(1, 2).reshape(r * k, -1) @ B_RQ.T)  # [s k, r]
+    by_column = torch.stack([each.reshape(r, k * r) for each in found])
+    return by_column.reshape(k * r, k * r)
+
+
+def solve_right(aim: Aim, at: Factors, steps: int = STEPS) -> Tensor:
+    """A better B [R, Q] for this A: sum_kl N_kl B H_lk = A^T blocks(W H), N = A^T A with A as
+    [rows, columns R].
+    """
+    split, A_PR = aim.split, at.A_PR
     A = A_PR.double().reshape(split.rows, split.columns, split.terms)
-    moment_RR = torch.einsum("air,ik,aks->rs", A, H1, A)
-    inverse_RR, inverse_2 = _inverse(moment_RR), _inverse(H2)
+    moment_RR = torch.einsum("air,ik,aks->rs", A, aim.H1, A)
+    inverse_RR, inverse_2 = _inverse(moment_RR), _inverse(aim.H2)
+    wide = A_PR.reshape(split.rows, -1)
+    N = (wide.T @ wide).reshape(split.columns, split.terms * split.columns, split.terms)
+    H_IKJ = aim.H_II.reshape(len(aim.H_II), split.columns, split.block_columns)
 
     def precondition(X_RQ: Tensor) -> Tensor:
         X = X_RQ.reshape(split.terms, split.block_rows, split.block_columns)
         return torch.einsum("rbj,jl,rs->sbl", X, inverse_2, inverse_RR).reshape(X_RQ.shape)
 
     def image(X_RQ: Tensor) -> Tensor:
-        return A_PR.T @ split.to_blocks(split.from_blocks(A_PR @ X_RQ) @ H_II)
+        shape = (split.terms, split.columns, split.block_rows, split.block_columns)
+        total = torch.zeros_like(X_RQ)
+        for k in range(split.columns):
+            mixed = (N[k] @ X_RQ).reshape(shape).transpose(1, 2)  # [r, b, l, j]
+            total += (mixed.reshape(-1, len(aim.H_II)) @ H_IKJ[:, k]).reshape(X_RQ.shape)
+        return total
 
-    missing = A_PR.T @ split.to_blocks((W_OI - split.from_blocks(A_PR @ at.B_RQ)) @ H_II)
+    missing = A_PR.T @ split.to_blocks(aim.fit_OI) - image(at.B_RQ)
     return at.B_RQ + conjugate_gradients(image, missing, precondition, steps)
 
 

@@ -23,6 +23,7 @@ from blockwright.library.head_dims import build_head_dims, dims_of
 from blockwright.library.part import CHANNELS, WEIGHT, PartTensors, build_narrow
 from blockwright.machine.works import works_of
 from blockwright.pipeline.curvature import moments_key, site_moments
+from blockwright.pipeline.distilling import distilled
 from blockwright.pipeline.opening import Run, digest_of
 from blockwright.pipeline.parting import parts_of
 from blockwright.registry import resolve
@@ -30,6 +31,7 @@ from blockwright.stream import WeightSource, weight_of
 from blockwright.types import (
     KEEP,
     Candidate,
+    DistillingMethod,
     HeadDimFormat,
     NarrowedPart,
     Option,
@@ -95,11 +97,22 @@ def build_part(
             format = resolve(item.candidate)[0]
             build = build_head_dims if isinstance(format, HeadDimFormat) else build_narrow
             built = build(part, tensors, item)
+            method = distilling(item.candidate)
+            if built.record.available and method is not None:
+                built = distilled(run, part, built, method)
             record = built.record
             plain = record.available and not record.stored_tensors
             if plain and isinstance(format, WidthFormat):
                 record = replace(record, stored_bytes=narrow_bytes(run, part, format))
             run.library.store(record, built.tensors)
+
+
+def distilling(candidate: Candidate) -> DistillingMethod | None:
+    """The method that trains a candidate's plain matrices; None where none does."""
+    format, (method, *_) = resolve(candidate)
+    trains = isinstance(method, DistillingMethod) and method.steps > 0
+    plain = isinstance(format, WidthFormat) and format.values is None
+    return method if trains and plain and isinstance(method, DistillingMethod) else None
 
 
 def shapes_for(part: Part, format: WidthFormat) -> dict[str, tuple[int, int]]:

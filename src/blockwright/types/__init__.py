@@ -84,6 +84,7 @@ from blockwright.types.statistics import Statistic, Statistics
 from blockwright.types.variant import VariantRecord, packed_name, parameter_name
 from blockwright.types.width import (
     Channels,
+    DistillingMethod,
     HeadDimFormat,
     HeadWeights,
     NarrowHeads,
@@ -110,6 +111,7 @@ __all__ = [
     "Choice",
     "CompositeFormat",
     "DenseSolution",
+    "DistillingMethod",
     "DyadicFormat",
     "DyadicSolution",
     "FactoredFormat",

@@ -131,3 +131,17 @@ class WidthMethod(ABC):
         Raises ``NumericalError`` with the reason: here, that the method keeps all dimensions.
         """
         raise NumericalError("this method keeps the dimensions of heads; modegpt narrows them")
+
+
+class DistillingMethod(WidthMethod):
+    """One whose plain matrices are then trained to give what the whole part gave in its block.
+
+    Implementations are frozen, keyword-only dataclasses with these fields.
+    """
+
+    steps: int
+    """Forwards and backwards of a block that it takes; 0: none."""
+    rate: float
+    """First learning rate, relative to the size of an element."""
+    checks: int
+    """How often the batches that nothing is trained on are asked, beside once before."""

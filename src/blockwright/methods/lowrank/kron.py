@@ -17,7 +17,7 @@ Shapes:  O = o1 o2 out features, I = i1 i2 in features, R products.
 Units:   error = squared output error, summed over O, mean over tokens.  Cost = bytes as stored.
 Needs:   INPUT_GRAM; nothing with metric=weight; OUTPUT_GRADIENT too with fisher=true.
          Fills: kron<columns>-*, kron<rows>x<columns>-*.
-Cost:    time O(min(o1 i1, o2 i2)^3 + rounds O I^2), memory see numerics/kronecker.
+Cost:    time O(min(o1 i1, o2 i2)^3 + O I^2 + rounds R o2 I^2), memory see numerics/kronecker.
 Differs from the paper:
     1. metric=gram, the default, is ours; metric=weight is the paper's nearest sum.
     2. Half-rounds are a few conjugate-gradient steps, preconditioned by H1 (x) H2, instead of
@@ -37,8 +37,8 @@ from torch import Tensor
 from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.lowrank._factors import equal_rows, input_metric, rows_by_gradient
 from blockwright.numerics.kronecker import (
+    Aim,
     Factors,
-    input_factors,
     refine,
     scaled_svd,
     solve_left,
@@ -66,7 +66,7 @@ class Kron(LinearMethod):
 
     paper: ClassVar[str] = "Van Loan and Pitsianis, Approximation with Kronecker Products, 1993"
     family: ClassVar[str] = "lowrank"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     fills: ClassVar[type[Format]] = KroneckerFormat  # type: ignore[type-abstract]
 
     metric: Metric = "gram"
@@ -126,9 +126,8 @@ def rounded(
     stored_right = format.values.nearest(right)
     if isinstance(format.values, GridFormat):
         B_RQ = split.right_factors(stored_right.weight())
-        metric = input_factors(Hd_II, split)
-        at = Factors(found.A_PR, B_RQ)
-        A_PR = solve_left(W_OI, Hd_II, split, at, metric, steps=LAST_STEPS)
+        aim, at = Aim.of(W_OI, Hd_II, split), Factors(found.A_PR, B_RQ)
+        A_PR = solve_left(aim, at, steps=LAST_STEPS)
         left, _ = split.to_parts(A_PR, B_RQ)
     return KroneckerSolution(split=split, left=format.values.nearest(left), right=stored_right)
 

@@ -43,6 +43,7 @@ from blockwright.numerics.attention_pairs import (
     value_output,
 )
 from blockwright.numerics.channel_importance import largest_channels
+from blockwright.numerics.channel_refit import damped_factor, refit
 from blockwright.types import (
     Format,
     HeadWeights,
@@ -135,37 +136,9 @@ class ModeGpt(WidthMethod):
 
 def leverage(C_II: Tensor, ridge: float) -> Tensor:
     """Ridge leverage [I]: how much of channel i no other one gives, between 0 and 1."""
-    inverse_II = torch.cholesky_inverse(_factor(C_II, ridge))
+    inverse_II = torch.cholesky_inverse(damped_factor(C_II, ridge))
     score_I: Tensor = 1.0 - ridge * inverse_II.diagonal()
     return score_I
-
-
-def refit(W_OI: Tensor, C_II: Tensor, kept_K: Tensor, damping: float) -> Tensor:
-    """Least squares [O, K] for the outputs of all channels from those that stay.
-
-    With all of them kept this is W (C + damping I)^-1 C, so the damping pulls towards W's own
-    columns instead of towards 0: W_K + (W_rest C_rest,K) (C_KK + damping I)^-1.
-    """
-    W = W_OI.double()
-    rest_I = torch.ones(len(C_II), dtype=torch.bool, device=C_II.device)
-    rest_I[kept_K] = False
-    given_OK = W[:, rest_I] @ C_II[rest_I][:, kept_K]
-    factor_KK = _factor(C_II[kept_K][:, kept_K], damping)
-    return (W[:, kept_K] + torch.cholesky_solve(given_OK.T, factor_KK).T).float().contiguous()
-
-
-def _factor(C_II: Tensor, ridge: float) -> Tensor:
-    """Cholesky factor of C + ridge I."""
-    damped_II = C_II.clone()
-    damped_II.diagonal().add_(ridge)
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(damped_II)
-    if failed:
-        raise NumericalError(
-            "the Gram of its channels is not positive definite; give it more calibration tokens, or"
-            " a larger ridge and damping"
-        )
-    return factor
 
 
 METHOD = ModeGpt
