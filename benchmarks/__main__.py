@@ -45,19 +45,16 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
         preset = Preset(arguments.preset)
         options = (arguments.out, arguments.model, arguments.seeds, preset)
         return quality.run(*options, heal=arguments.heal)
-    if which == "structure":
-        kinds = tuple(filter(None, arguments.kinds.split(",")))
-        preset = Preset(arguments.preset)
-        return structure.run(arguments.out, arguments.model, arguments.seeds, preset, kinds)
-    if which == "mixed":
-        preset = Preset(arguments.preset)
-        return mixed.run(arguments.out, arguments.model, arguments.seeds, preset, arguments.bits)
     if which == "kvcache":
         return kvcache.run(arguments.model, arguments.tokens, arguments.rounds)
+    common = (arguments.out, arguments.model, arguments.seeds, Preset(arguments.preset))
+    kinds = arguments.kinds.split(",")
     rest: dict[str, Callable[[], dict[str, Any]]] = {
         "price": lambda: price.run(arguments.out),
         "calibration": lambda: calibration.run(arguments.out),
         "step": lambda: step.run(arguments.out, arguments.blocks),
+        "structure": lambda: structure.run(*common, tuple(filter(None, kinds))),
+        "mixed": lambda: mixed.run(*common, arguments.bits),
     }
     return rest[which]()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockwright.methods.quantize.lqlora import Lqlora, nearest_product
 from blockwright.registry import format_named
-from blockwright.types import Statistics, GridSumFormat
+from blockwright.types import GridSumFormat, Statistics
 from tests.claims.ledger import Grade, claim
 from tests.layers import Layer, outlier_layer
 

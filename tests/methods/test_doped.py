@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +51,7 @@ def test_more_turns_are_never_worse(layer: Layer) -> None:
         error(layer, Doped(rounds=rounds).solve(layer.W_OI, layer.statistics, format).weight())
         for rounds in (1, 2, 4, 8)
     ]
-    assert all(later <= earlier * 1.002 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier * 1.002 for earlier, later in pairwise(errors))
     assert errors[-1] < errors[0]
 
 

@@ -9,7 +9,7 @@ from blockwright.errors import CandidateError, NumericalError
 from blockwright.methods.quantize.lqlora import LEAST_SHARE, Lqlora, nearest_product
 from blockwright.numerics.losses import row_errors
 from blockwright.registry import format_named
-from blockwright.types import Statistic, Statistics, GridSumFormat
+from blockwright.types import GridSumFormat, Statistic, Statistics
 from tests.layers import Layer, outlier_layer
 
 

@@ -64,9 +64,7 @@ def _trained(
         site.parameter: TrainedTensor(tensor, dtype=stored[site.parameter].dtype)
         for site, tensor in start.items()
     }
-    biases = {
-        name: slices[name].zeroed(parameters[name]) for name in slices if name not in trained
-    }
+    biases = {name: slices[name].zeroed(parameters[name]) for name in slices if name not in trained}
 
     def forward(values: Values, x_BTH: Tensor, calls: Sequence[BlockCall]) -> Tensor:
         whole = {

@@ -149,7 +149,9 @@ class Lqlora(LinearMethod):
         )
 
 
-def nearest_product(R_OI: Tensor, a_O: Tensor, M_II: Tensor, format: GridSumFormat) -> FactoredSolution:
+def nearest_product(
+    R_OI: Tensor, a_O: Tensor, M_II: Tensor, format: GridSumFormat
+) -> FactoredSolution:
     """The best product of the format's rank for a remainder R, its factors rounded as stored."""
     rank = format.plus.rank((R_OI.shape[0], R_OI.shape[1]))
     left_OR, right_RI = weighted_svd(R_OI * a_O[:, None], M_II).factors(rank)

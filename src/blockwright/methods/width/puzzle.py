@@ -77,8 +77,8 @@ class Puzzle(DistillingMethod):
         if self.steps < 0 or self.checks < 1 or not (self.rate > 0 and self.damping > 0):
             raise CandidateError(
                 f"options puzzle@steps={self.steps},rate={self.rate:g},checks={self.checks},"
-                f"damping={self.damping:g}: steps must not be negative, checks 1 or more, the others"
-                " above 0; the defaults are 96, 0.01, 4 and 0.0001"
+                f"damping={self.damping:g}: steps must not be negative, checks 1 or more, the"
+                " others above 0; the defaults are 96, 0.01, 4 and 0.0001"
             )
 
     @property
