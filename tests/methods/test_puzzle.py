@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockwright.errors import CandidateError, NumericalError
-from blockwright.methods.width.puzzle import Puzzle, eliminate
+from blockwright.methods.width.puzzle import Puzzle, eliminate, eliminate_fitted
 from blockwright.numerics.losses import quadratic_error
 from blockwright.types import Statistics
 
@@ -45,6 +45,24 @@ def test_the_next_is_the_one_with_which_the_error_grows_least(seed: int) -> None
         removed.append(channel)
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_fitted_the_next_is_the_one_that_the_others_replace_best(columns: int) -> None:
+    a, W = activations(2).double(), weight(2).double()
+    C = a.T @ a / len(a)
+    groups = [list(range(g, g + columns)) for g in range(0, 8, columns)]
+
+    def left_over(gone: list[int]) -> float:
+        stays = [j for g, group in enumerate(groups) if g not in gone for j in group]
+        fitted = torch.linalg.lstsq(a[:, stays], a @ W.T).solution
+        return float((a[:, stays] @ fitted - a @ W.T).square().sum(1).mean())
+
+    removed = list[int]()
+    for channel in eliminate_fitted(W, C, len(groups) - 1, columns, 1e-9):
+        others = [g for g in range(len(groups)) if g not in removed]
+        assert channel == min(others, key=lambda g: left_over([*removed, g]))
+        removed.append(channel)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_one_by_one_is_near_the_best_of_all_subsets(seed: int) -> None:
     a, W = activations(seed), weight(seed)
@@ -68,6 +86,13 @@ def test_the_fit_lowers_the_error_and_all_channels_change_nothing() -> None:
     kept, same = Puzzle().narrow(W, seen(a), 8)
     assert kept.tolist() == list(range(8))
     torch.testing.assert_close(same, W)
+
+
+def test_many_go_some_at_a_time() -> None:
+    a, W = activations(3, channels=400), weight(3, channels=400)
+    C = (a.T @ a / len(a)).double()
+    removed = eliminate_fitted(W.double(), C, 300, 1, 0.01 * float(C.diagonal().mean()))
+    assert len(set(removed)) == 300
 
 
 def test_columns_of_a_head_go_together() -> None:
