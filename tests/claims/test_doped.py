@@ -68,6 +68,7 @@ def test_planted_directions_are_taken_by_the_product(seed: int) -> Iterator[floa
     yield both / error(Lord(), layer, RANK)
 
 
+@pytest.mark.slow
 @claim(
     method="doped",
     says="turns never raise the error",

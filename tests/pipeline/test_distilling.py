@@ -20,7 +20,7 @@ from tests.fits import request, with_tokenizer
 FIT, TRAINED = "narrow-p50:puzzle@steps=0", "narrow-p50:puzzle@steps=24"
 
 
-@pytest.mark.parametrize("kind", ["llama", "phi3"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("phi3", marks=pytest.mark.slow)])
 def test_distilled_children_give_what_fitted_ones_do_or_better(
     kind: str, model_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -36,7 +36,7 @@ def test_distilled_children_give_what_fitted_ones_do_or_better(
         assert sizes[part, TRAINED] == sizes[part, FIT]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_distilled_plan_is_written_and_loads(
     kind: str, model_folder: ModelFolder, tmp_path: Path
 ) -> None:
