@@ -426,7 +426,7 @@ def perplexity_at(recipe: str, seed: int, halvings: int) -> float:
     says="nested training makes prefixes models of their own",
     measures="held-out perplexity at a quarter and at half of the channels / that of plain steps on"
     f" sorted channels, {HEALING}",
-    grade=Grade.FIRM,
+    grade=Grade.SOFT,
     at_most=0.8,
 )
 def test_nested_prefixes_do_their_work(seed: int) -> Iterator[float]:
