@@ -22,7 +22,8 @@ Differs from the paper:
        asks for less than half of the ranks.
     3. quantile=0.99 scales by that quantile of the singular values: one outlier presses all others
        down.
-    4. Fine-tuning of the factors alone is not done here: healing tunes factors, norms and biases.
+    4. Fine-tuning of the factors alone is the adapter `welore` of `heal`; local healing tunes
+       factors, norms and biases.
 Raises:  NumericalError when W or H is not finite, or no token reached the site.
 Checked: tests/claims/test_lowrank.py: error against uniform ranks; the share left out; ranks
          monotone in the threshold.

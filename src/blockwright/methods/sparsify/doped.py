@@ -23,8 +23,8 @@ Differs from the paper:
     2. Two starts, zeros first and the product first; the one that is better after a turn goes on.
 Raises:  NumericalError when W, H or G is not finite, no token or gradient reached the site, or H
          cannot be factored.
-Checked: tests/claims/test_doped.py: error against zeros alone and low rank alone, planted and on
-         the bundled model.
+Checked: tests/claims/test_doped.py: error against zeros alone and low rank alone, with planted
+         directions and without; docs/decisions.md: on a trained model.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ Differs from the paper:
     6. Matrices that are stored in another format (narrow-p75+int4-g64) are filled behind the fit,
        and not distilled.
 Raises:  NumericalError when C holds NaN or infinity, or is not positive definite even damped.
-Checked: tests/claims/test_width.py: elimination against independent scores, distillation against
-         the fit alone on the bundled model.
+Checked: tests/claims/test_width.py: elimination against independent scores, with a fit and without;
+         tests/pipeline/test_distilling.py: distillation never ends worse than the fit.
 """
 
 from __future__ import annotations
