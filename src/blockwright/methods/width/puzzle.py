@@ -9,10 +9,10 @@ Idea:    Channels cancel and repeat each other, so what one is worth depends on 
          inputs, so that all its matrices make up for what is missing, and not the last one alone.
 
 Equations -> code     a_j the channels, w_j the columns of the last matrix, C = E[a a^T]
-    s = sum_removed a_j w_j; |s + a_j w_j|^2 = |s|^2 + 2 a_j s.w_j + a_j^2 |w_j|^2
-                                    eliminate, means over tokens: E|s|^2 = sum_jk Q_jk, Q = C o W^T W
-    the same where the columns that stay make up for each one that goes: |w_j|^2 / [C^-1]_jj
-                                    eliminate_fitted
+    s = sum_removed a_j w_j; |s + a_j w_j|^2 = |s|^2 + 2 a_j s.w_j + a_j^2 |w_j|^2; over tokens
+    E|s|^2 = sum_jk Q_jk, Q = C o W^T W                         eliminate
+    the same where those that stay make up for each that goes:
+    |w_j|^2 / [C^-1]_jj                                         eliminate_fitted
     least squares behind the channels that stay                 numerics/channel_refit
     MSE(child, parent) / MSE(parent, 0)                         pipeline/distilling, tuning/loop
 Shapes:  O outputs, I channels, K channels that stay.
@@ -55,7 +55,6 @@ from blockwright.types import (
     Statistics,
     WidthFormat,
 )
-
 
 ROUNDS = 256
 """Removals of as many channels at a time as it takes for no more of them."""
