@@ -158,11 +158,14 @@ def eliminate_fitted(
 
 def _costs(W_OI: Tensor, P_II: Tensor, groups_CG: Tensor) -> Tensor:
     """tr(W_g [P_gg]^-1 W_g^T) of every channel, [C]."""
+    cost_C: Tensor
     if groups_CG.shape[1] == 1:
-        return W_OI.square().sum(0) / P_II.diagonal()
+        cost_C = W_OI.square().sum(0) / P_II.diagonal()
+        return cost_C
     P_CGG = P_II[groups_CG[:, :, None], groups_CG[:, None, :]]
     W_CGO = W_OI.T.unflatten(0, (-1, groups_CG.shape[1]))
-    return (W_CGO * torch.linalg.solve(P_CGG, W_CGO)).sum((1, 2))
+    cost_C = (W_CGO * torch.linalg.solve(P_CGG, W_CGO)).sum((1, 2))
+    return cost_C
 
 
 METHOD = Puzzle
