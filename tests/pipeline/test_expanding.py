@@ -91,5 +91,5 @@ def test_a_plan_found_so_is_no_worse_than_any_family(posed: Posed) -> None:
 def test_means_of_losses() -> None:
     options = [option("a", "keep", 16, 0.0), option("a", "int8", 8, 0.5)]
     doubled = [replace(each, loss=2 * each.loss) for each in options]
-    found = mean_of(problem_of(options), problem_of(doubled)).options
+    found = mean_of([problem_of(options), problem_of(doubled)]).options
     assert [each.loss for each in found] == [0.0, 0.75]

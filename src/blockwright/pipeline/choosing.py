@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 
 from blockwright.errors import BudgetError
 from blockwright.pipeline.expanding import expanded
@@ -80,33 +81,30 @@ def plans_around(
 ) -> list[Plan]:
     """Plans sought around the best measured one, each measured.
 
-    A plan that is better is where the next one is sought.  After one that is not, predictions are
-    the mean of those at both: they agree where nothing moved, and the mean is steeper between.
+    Every next plan is solved from the mean of what was predicted around all of them: the mean of
+    slopes is the slope between, so that steps grow smaller where single ones overshoot.
     """
-    rounds = EXPANSIONS[run.request.preset]
-    best, found = best_measured(measured), list[Plan]()
+    rounds, found = EXPANSIONS[run.request.preset], list[Plan]()
     with run.progress.stage("seek around the best plan", rounds, "plans") as stage:
-        at = expanded(run, problem, best)
+        around = [expanded(run, problem, best_measured(measured))]
         for _ in range(rounds):
-            plan = solve(at, budget)
+            plan = solve(mean_of(around), budget)
             if any(same_choices(plan, other) for other in (*measured, *found)):
                 break
-            plan = measure_on_selection(run, plan)
-            found.append(plan)
-            here = expanded(run, problem, plan)
-            better = best_measured([best, plan]) is plan
-            best, at = (plan, here) if better else (best, mean_of(at, here))
+            found.append(measure_on_selection(run, plan))
+            if len(found) < rounds:
+                around.append(expanded(run, problem, plan))
             stage.advance()
     return found
 
 
-def mean_of(one: Problem, other: Problem) -> Problem:
-    """The problem with the means of both losses of every option."""
+def mean_of(problems: Sequence[Problem]) -> Problem:
+    """A problem with the mean of every option's losses."""
     options = tuple(
-        replace(mine, loss=(mine.loss + theirs.loss) / 2)
-        for mine, theirs in zip(one.options, other.options, strict=True)
+        replace(same[0], loss=mean(option.loss for option in same))
+        for same in zip(*(problem.options for problem in problems), strict=True)
     )
-    return replace(one, options=options)
+    return replace(problems[0], options=options)
 
 
 def family_plans(problem: Problem, budget: Budget) -> list[Plan]:

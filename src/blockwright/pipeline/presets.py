@@ -33,7 +33,7 @@ MEASURED_TOKENS = {Preset.FAST: 2_048, Preset.BALANCED: 4_096, Preset.BEST: 8_19
 """Calibration tokens on which a changed table or a dropped block is measured."""
 ROUNDS = {Preset.FAST: 1, Preset.BALANCED: 3, Preset.BEST: 6}
 """Most mixed plans that are measured on the selection text."""
-EXPANSIONS = {Preset.FAST: 3, Preset.BALANCED: 5, Preset.BEST: 8}
+EXPANSIONS = {Preset.FAST: 4, Preset.BALANCED: 6, Preset.BEST: 10}
 """Most plans that are found from the slopes of a measured one, where several families of formats
 are on offer."""
 REFINED = {Preset.FAST: False, Preset.BALANCED: True, Preset.BEST: True}
