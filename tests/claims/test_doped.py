@@ -53,6 +53,7 @@ def test_bytes_are_equal() -> Iterator[float]:
         yield packed_format(name).stored_bytes(SHAPE) / size
 
 
+@pytest.mark.slow
 @claim(
     method="doped",
     says="where weights have large directions, zeros and a product lose less than either",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import pytest
 import torch
 
 from blockwright.methods.lowrank.cur import Cur
@@ -49,6 +50,7 @@ def test_the_error_is_what_was_dropped() -> Iterator[float]:
                 yield quadratic_error(left @ right - layer.W_OI, H) / found.error(rank) - 1
 
 
+@pytest.mark.slow
 @claim(
     method="svd",
     paper=Svd.paper,
@@ -171,6 +173,7 @@ def test_rows_and_mixing_are_the_same_weight() -> Iterator[float]:
                 yield float((both - left @ right).norm() / (left @ right).norm())
 
 
+@pytest.mark.slow
 @claim(
     method="lord",
     says="projecting onto the main subspace of the outputs beats the plain SVD by far",
@@ -185,6 +188,7 @@ def test_the_outputs_subspace_beats_the_plain_svd(seed: int) -> Iterator[float]:
             yield error(Lord(), layer, format) / error(Svd(metric="weight"), layer, format)
 
 
+@pytest.mark.slow
 @claim(
     method="id",
     says="at equal bytes the same method loses less than with two factors, more so with more bytes",

@@ -94,6 +94,7 @@ def from_scratch(seed: int, *, multigrid: bool) -> float:
     return heldout(model)
 
 
+@pytest.mark.slow
 @claim(
     method="dimat",
     family="merging",

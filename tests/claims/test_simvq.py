@@ -110,6 +110,7 @@ def test_kmeans_beats_a_mapped_codebook(seed: int) -> float:
     )
 
 
+@pytest.mark.slow
 @claim(
     method="simvq",
     says="four weights to a code of 8 bits err less than 2 bits each, codebook started at random",

@@ -313,6 +313,7 @@ def test_masksparsity_against_others(seed: int) -> Iterator[float]:
 # -- card 11, Sparse-IFT
 
 
+@pytest.mark.slow
 @claim(
     method="sparseift",
     says="a wider, sparser FFN multiplies as often as the dense one",

@@ -243,6 +243,7 @@ def plain(W: Tensor, rank: int) -> Tensor:
     return product
 
 
+@pytest.mark.slow
 @claim(
     method="modegpt",
     says="of values and outputs nothing is lost but the singular values that are dropped",
@@ -257,6 +258,7 @@ def test_values_and_outputs_lose_what_is_dropped(seed: int) -> Iterator[float]:
         yield pair_error(seed, product) / dropped - 1
 
 
+@pytest.mark.slow
 @claim(
     method="modegpt",
     says="the pair is worth more than its matrices alone, or its product without the inputs",

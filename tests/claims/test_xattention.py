@@ -52,6 +52,7 @@ def test_strided_products_are_antidiagonal_means() -> float:
     return float((got[0, 0] - wanted).abs().max())
 
 
+@pytest.mark.slow
 @claim(
     method="xattention",
     family="attention",
@@ -102,6 +103,7 @@ def test_antidiagonals_see_diagonals() -> float:
     return sum(gains) / len(gains)
 
 
+@pytest.mark.slow
 @claim(
     method="xattention",
     family="attention",

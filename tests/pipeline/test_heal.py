@@ -329,7 +329,8 @@ def test_healing_block_by_block_changes_scales_and_norms_for_the_better(
     assert not (tmp_path / "healed.healing").exists()
 
 
-@pytest.mark.parametrize("killed_at", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [1, 2])
 def test_a_killed_healing_block_by_block_resumes_to_the_same_bytes(
     killed_at: int, fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

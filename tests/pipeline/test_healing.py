@@ -72,7 +72,8 @@ def final_hidden(stream: Any, run: Run, target: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kind", "candidates"),
     [
-        *((kind, COARSE) for kind in ("llama", "gpt2", "qwen3_moe", "bert")),
+        *((kind, COARSE) for kind in ("llama", "qwen3_moe")),
+        *(pytest.param(kind, COARSE, marks=pytest.mark.slow) for kind in ("gpt2", "bert")),
         ("llama", ("rank-r16+int8", "sparse2of4+int4")),
     ],
 )
@@ -176,7 +177,10 @@ class Killed(BaseException):
     """Stands for a kill at a certain moment."""
 
 
-@pytest.mark.parametrize("moment", [1, 2, 3])
+MOMENTS = [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_in_between_it_resumes_with_the_same_bytes(
     moment: int, model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
