@@ -34,11 +34,13 @@ from benchmarks.peers.running import (
 )
 from blockwright.checkpoint import Checkpoint
 from blockwright.errors import UserError
+from blockwright.numerics.native import SWITCH
 
 BASELINE = "bf16"
 GROUP_SIZE = 128
 PROMPT_TOKENS, DECODE_TOKENS = 128, 32
 DONE_FILE = "prepared"
+BUILD = ("kernels", "--build")
 SAME_MODEL = 0.8
 """Largest ``logits_difference`` from bf16; logits of another model differ by 1.4."""
 BOUNDS = {"llamacpp": 0.9, "torch": 1.0}
@@ -58,12 +60,16 @@ class Contender:
     """Whether it is made of PyTorch."""
     format: str = ""
     """Of our block linears."""
+    native: bool = False
+    """Whether ours are multiplied by the kernel that ``blockwright kernels --build`` compiles."""
 
 
 CONTENDERS = {
     BASELINE: Contender(16),
     "ours-int4": Contender(4, format=f"int4-g{GROUP_SIZE}"),
     "ours-int8": Contender(8, format="int8"),
+    "ours-int4-native": Contender(4, format=f"int4-g{GROUP_SIZE}", native=True),
+    "ours-int8-native": Contender(8, format="int8", native=True),
     "llamacpp-q4_0": Contender(4, "llamacpp"),
     "llamacpp-q8_0": Contender(8, "llamacpp"),
     "openvino-int4": Contender(4, "openvino"),
@@ -147,6 +153,8 @@ def prepare(setting: Setting, name: str, fingerprint: str) -> SpeedJob:
     if contender.format:
         stored = work / f"{contender.format}-{fingerprint}"
         uniform_folder(setting.model, contender.format, stored)
+        if contender.native:
+            run_phase(name, "build", [sys.executable, "-m", "blockwright", *BUILD], job, folder)
         return replace(job, stored=str(stored.resolve()))
     if contender.environment and not (folder / DONE_FILE).is_file():
         call(name, "prepare", job, folder)
@@ -171,19 +179,28 @@ def measure(setting: Setting, name: str, job: SpeedJob) -> SpeedAnswer:
 
 
 def call(name: str, phase: str, job: SpeedJob, folder: Path) -> None:
-    """Run a phase in the contender's Python; ``UserError`` with its last line when it fails."""
+    """Run a phase in the contender's Python."""
     environment = CONTENDERS[name].environment
     module = "benchmarks.peers.folder_speed"
     python = Path(sys.executable)
     if environment:
         module = f"benchmarks.peers.runners.decode_{environment}"
         python = ensure_environment(ENVIRONMENTS[environment], ENVIRONMENT_FOLDER)
-    path, log = folder / "job.json", f"{phase}.txt"
+    path = folder / "job.json"
     job.write(path)
-    command = [str(python), "-m", module, phase, str(path.resolve())]
-    code, _ = run_logged(command, folder, variables_of(environment, job.threads), log=log)
+    run_phase(name, phase, [str(python), "-m", module, phase, str(path.resolve())], job, folder)
+
+
+def run_phase(name: str, phase: str, command: list[str], job: SpeedJob, folder: Path) -> None:
+    """``UserError`` with the last line said when the command fails."""
+    contender = CONTENDERS[name]
+    variables = variables_of(contender.environment, job.threads)
+    if not contender.environment:
+        kernels = {"XDG_CACHE_HOME": str(folder.resolve())} if contender.native else {SWITCH: "0"}
+        variables |= kernels
+    code, _ = run_logged(command, folder, variables, log=f"{phase}.txt")
     if code:
-        said = folder / log
+        said = folder / f"{phase}.txt"
         raise PeerError(f"{name} failed to {phase} with exit code {code} ({last_line(said)})", said)
 
 

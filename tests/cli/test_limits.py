@@ -53,6 +53,7 @@ def profile(context: int = 512, model: str = "models/first") -> Profile:
         dtype="bfloat16",
         workload=Workload(context=context),
         outside_ns=60,
+        original_extra_ns=0,
         blocks_ns=BLOCKS,
         work_ns={f"linear 64x64 {name}": ns for name, ns in times.items()},
         untimed={"linear 64x64 int2-g64": "no packed kernel"},

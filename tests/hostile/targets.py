@@ -196,6 +196,7 @@ class ProfileFile(Target):
             dtype="bfloat16",
             workload=Workload(),
             outside_ns=5,
+            original_extra_ns=2,
             blocks_ns={"model.layers.0": 7},
             work_ns={"64x64 int8": 10, "64x64 keep": 20},
             untimed={"64x64 nf4": "no kernel"},

@@ -119,6 +119,7 @@ def profile(**changes: object) -> Profile:
         "dtype": "float32",
         "workload": Workload(),
         "outside_ns": 1,
+        "original_extra_ns": 0,
         "blocks_ns": {},
         "work_ns": {"linear 8x4 keep": 2},
         "untimed": {"linear 8x4 int3": "no packed kernel"},

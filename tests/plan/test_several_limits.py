@@ -270,6 +270,7 @@ PROFILE = Profile(
     dtype="bfloat16",
     workload=WORKLOAD,
     outside_ns=10,
+    original_extra_ns=0,
     blocks_ns={BLOCK: 7, "layers.1": 8},
     work_ns={"linear 8x4 keep": 100, "linear 8x4 int4": 40},
     untimed={"linear 8x4 int3": "no kernel"},

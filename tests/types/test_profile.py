@@ -18,6 +18,7 @@ PROFILE = Profile(
     dtype="bfloat16",
     workload=Workload(context=64),
     outside_ns=7,
+    original_extra_ns=4,
     blocks_ns={"layers.0": 5, "layers.1": 6},
     work_ns={"linear 8x4 keep": 30, "linear 8x4 int4": 10, "head 9x4 keep": 50},
     untimed={"linear 8x4 int3": "no kernel"},
@@ -35,6 +36,7 @@ def test_a_profile_file_reads_back_equal(tmp_path: Path) -> None:
 def test_the_digest_tells_every_figure_apart() -> None:
     changed = [
         replace(PROFILE, outside_ns=8),
+        replace(PROFILE, original_extra_ns=5),
         replace(PROFILE, workload=Workload(context=65)),
         replace(PROFILE, machine={"processor": "a", "threads": 1}),
         replace(PROFILE, work_ns={**PROFILE.work_ns, "linear 8x4 int4": 11}),
@@ -52,7 +54,7 @@ def test_work_is_summed_and_unknown_where_a_part_is() -> None:
     ("change", "words"),
     [
         ({"outside_ns": 8}, "was altered"),
-        ({"version": PROFILE_VERSION + 1}, "has version 2, this Blockwright reads 1"),
+        ({"version": PROFILE_VERSION + 1}, "has version 3, this Blockwright reads 2"),
         ({"surprise": 1}, "unknown key .surprise."),
         ({"workload": {"phase": "sleep", "batch": 1, "context": 1}}, "phase: got .sleep., allowed"),
     ],

@@ -13,11 +13,11 @@ Stored:  weight      uint8, flat, so that plain loading raises: dense ``bits``-b
          bias        as it was
 Shapes:  O out features, I in features, T tokens, G = I / group_size (1 for rows).
 Units:   bits per weight = bits + (16 + bits or 0) / group_size.
-Kernels: bf16 on CPU, few tokens: symmetric rows of 5 to 8 bits on the int8 kernel, all else on the
-         int4 kernel (or the native one, where it was built), resident in 4 bits up to int4 and in
-         two planes of 4 bits above.  Many tokens
-         or other dtypes: unpacked once per call in chunks, then an ordinary matmul.  Other devices,
-         and rows of inputs that no kernel group divides: the same, from the dense codes.
+Kernels: bf16 on CPU, few tokens: the native kernel, where it was built; else symmetric rows of 5 to
+         8 bits on the int8 kernel and all else on the int4 kernel.  Resident in 4 bits up to int4,
+         in 8 (two planes of 4) above.  Many tokens or other dtypes: unpacked once per call in
+         chunks, then an ordinary matmul.  Other devices, and rows of inputs that no kernel group
+         divides: the same, from the dense codes.
 Differs: the int4 kernel's additive constant (8 - z) scale is rounded to bfloat16.
 Raises:  CandidateError for an unknown name, FormatError for a shape or a newer version.
 """
@@ -45,6 +45,7 @@ from blockwright.formats._grouped import (
 from blockwright.formats._int4 import Int4Format, Int4Linear, int4_matrix
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import AffineGrid
+from blockwright.numerics.int4_native import native_int4
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range
@@ -93,7 +94,9 @@ class IntLinear(Int4Linear):
         return "int8" if self._is_on_int8() else super().kernel
 
     def _is_on_int8(self) -> bool:
-        return self.format.on_int8_kernel and self.device.type == "cpu"
+        if self._matrix is not None:
+            return isinstance(self._matrix, Int8Matrix)
+        return self.format.is_on_int8(self.in_features, self.device)
 
     def _zero_points(self, rows: slice | Tensor) -> Tensor:
         """fp32 [rows, G], or [1, 1]"""
@@ -170,12 +173,19 @@ class IntFormat(Int4Format, ZeroPointFormat):
             limits,
             vllm=self.bits in (4, 8),
             llama_cpp=self.bits in (4, 8) and self.group_size == 32 and self.symmetric,
-            packed_on_cpu=self.on_int8_kernel or limits.packed_on_cpu,
+            packed_on_cpu=self._has_int8_rows or limits.packed_on_cpu,
         )
 
+    def is_on_int8(self, in_features: int, device: str | torch.device) -> bool:
+        """Whether PyTorch's int8 kernel multiplies: all symmetric rows of more than 4 bits that the
+        native kernel, where it was built, does not take.
+        """
+        if not self._has_int8_rows or torch.device(device).type != "cpu":
+            return False
+        return not native_int4() or self.kernel_group(in_features, device) is None
+
     @property
-    def on_int8_kernel(self) -> bool:
-        """Symmetric rows of more than 4 bits: one byte per weight, any shape."""
+    def _has_int8_rows(self) -> bool:
         return self.bits > 4 and self.symmetric and self.group_size == 0
 
     @property
@@ -191,7 +201,7 @@ class IntFormat(Int4Format, ZeroPointFormat):
         return replace(self, group_size=group_size)
 
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
-        if self.on_int8_kernel and torch.device(device).type == "cpu":
+        if self.is_on_int8(shape[1], device):
             return int8_matrix_bytes(shape)
         return super().resident_bytes(shape, device)
 

@@ -19,6 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blockwright.attention.huggingface import use_attention
+from blockwright.attention.one_query import use_grouped_queries
 from blockwright.errors import FormatError
 from blockwright.loading.install import (
     install_parts,
@@ -107,6 +108,7 @@ class BlockwrightQuantizer(HfQuantizer):  # type: ignore[misc]
             module.prepare()
         leave_mapping(model)
         use_attention(model, None)
+        use_grouped_queries(model)
         return model
 
     def get_state_dict_and_metadata(

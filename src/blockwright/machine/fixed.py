@@ -29,6 +29,10 @@ class Fixed:
     blocks_ns: Mapping[str, int]
     """Block (site id) -> least time."""
 
+    @property
+    def total_ns(self) -> int:
+        return self.outside_ns + sum(self.blocks_ns.values())
+
 
 @torch.inference_mode()
 def time_fixed(hollow: Hollow, workload: Workload, clock: Clock, stream_bytes: int) -> Fixed:

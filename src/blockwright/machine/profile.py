@@ -2,7 +2,8 @@
 
 1. a hollow forward counts how often every site multiplies, and for how many tokens
 2. every distinct product is timed dense and in every format, interleaved
-3. the hollow model is timed: all that is no site; and again under every attention policy
+3. the hollow model is timed: all that is no site; as the original and as a fitted folder attends,
+   and again under every attention policy
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 
 from blockwright.anatomy import Skeleton
 from blockwright.attention.huggingface import use_attention
+from blockwright.attention.one_query import use_grouped_queries
 from blockwright.errors import ProfileError
 from blockwright.machine.description import describe_machine, last_cache_bytes
-from blockwright.machine.fixed import STEPS, Step, time_fixed
+from blockwright.machine.fixed import STEPS, Fixed, Step, time_fixed
 from blockwright.machine.hollow import Asked, Hollow, hollow_model
 from blockwright.machine.kernels import ROUNDS, Bench, Clock, time_work
 from blockwright.machine.memory import longest_context
@@ -87,7 +89,7 @@ def measure_profile(
             untimed |= {work.named(name): reason for name, reason in found.untimed.items()}
             stage.advance()
     with progress.stage("time everything else"):
-        fixed = time_fixed(hollow, workload, clock, min(sweep, used))
+        fixed, extra_ns = _fixed_and_extra(hollow, workload, clock, min(sweep, used))
     with progress.stage("time attention", len(policies), "policies") as stage:
         for policy in policies:
             use_attention(hollow.model, policy)
@@ -102,10 +104,22 @@ def measure_profile(
         dtype=str(dtype).removeprefix("torch."),
         workload=workload,
         outside_ns=fixed.outside_ns,
+        original_extra_ns=extra_ns,
         blocks_ns=fixed.blocks_ns,
         work_ns=times,
         untimed=untimed,
     )
+
+
+def _fixed_and_extra(
+    hollow: Hollow, workload: Workload, clock: Clock, stream_bytes: int
+) -> tuple[Fixed, int]:
+    """With the attention of a fitted folder, and how much longer the original's takes."""
+    original = time_fixed(hollow, workload, clock, stream_bytes)
+    if workload.phase is not Phase.DECODE or not use_grouped_queries(hollow.model):
+        return original, 0
+    fixed = time_fixed(hollow, workload, clock, stream_bytes)
+    return fixed, max(0, original.total_ns - fixed.total_ns)
 
 
 def _resized_works(resized: Resized) -> list[tuple[Work, Work]]:

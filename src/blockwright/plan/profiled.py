@@ -28,7 +28,9 @@ def with_profile(problem: Problem, profile: Profile) -> Problem:
         profile=profile.digest,
         workload=profile.workload,
         fixed_ns=fixed,
-        original_ns=fixed + sum(option.latency_ns or 0 for option in kept),
+        original_ns=fixed
+        + profile.original_extra_ns
+        + sum(option.latency_ns or 0 for option in kept),
     )
     return replace(problem, options=options, timing=timing)
 

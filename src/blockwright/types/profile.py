@@ -19,7 +19,8 @@ from blockwright.errors import ProfileError
 from blockwright.types._decoding import Decoder
 from blockwright.types.workload import Workload
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
+"""2: what the original's own attention takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Profile:
     """Stem and head without their tables, and what is between blocks."""
     blocks_ns: Mapping[str, int]
     """Block (site id) -> all of it but its sites: attention at the context, norms, ..."""
+    original_extra_ns: int
+    """What the attention of the original takes beyond that of a fitted folder."""
     work_ns: Mapping[str, int]
     """Work -> time that one site of it takes in one forward."""
     untimed: Mapping[str, str]
