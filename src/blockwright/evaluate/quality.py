@@ -48,8 +48,7 @@ def run_to_file(
             current.unlink()
             current = following
             advance()
-    if scratch != target:
-        scratch.unlink(missing_ok=True)
+    _remove_scratch(target, ".first", ".0", ".1")
     return FinalHidden(stream, inputs, stem, final)
 
 
@@ -66,9 +65,8 @@ def run_from(
     ``start``, which stays.  ``stem`` is that of a model with the same stem.
     """
     final, current = stream.file(target, stem), start
-    if final.is_complete(inputs.rows):
-        return FinalHidden(stream, inputs, stem, final)
-    left = stream.blocks[place:]
+    is_done = final.is_complete(inputs.rows)
+    left = () if is_done else stream.blocks[place:]
     for position, index in enumerate(left):
         last = position == len(left) - 1
         following = target if last else target.with_suffix(f".{position % 2}")
@@ -78,7 +76,14 @@ def run_from(
             current.path.unlink()
         current = stream.file(following, stem)
         advance()
-    return FinalHidden(stream, inputs, stem, current)
+    _remove_scratch(target, ".0", ".1")
+    return FinalHidden(stream, inputs, stem, final if is_done else current)
+
+
+def _remove_scratch(target: Path, *suffixes: str) -> None:
+    """What a killed run may have left beside ``target``, too."""
+    for suffix in suffixes:
+        target.with_suffix(suffix).unlink(missing_ok=True)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -62,6 +63,7 @@ def heal_each_block(run: Run, plan: Plan, settings: TuningSettings) -> Plan:
         for record in work.records():
             if not record.available:
                 stage.note(f"{record.site} stays as it is: {record.unavailable}")
+    shutil.rmtree(folder)
     return work.healed_plan()
 
 

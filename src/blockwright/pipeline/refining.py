@@ -102,12 +102,17 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
                 stage.advance,
             )
 
+    def is_done() -> bool:
+        return all(run.library.lookup(item.key) is not None for item in wanted.values())
+
     aim = [plan_digest(plan), MATCHING[run.request.preset], run.surroundings]
     folder = run.library.work_folder("refine-" + digest_of(aim))
-    walk(folder)
-    if any(run.library.lookup(item.key) is None for item in wanted.values()):
+    if not is_done():
+        walk(folder)
+    if not is_done():
         shutil.rmtree(folder)  # its hidden states outlived the entries: from the first block again
         walk(run.library.work_folder(folder.name))
+    shutil.rmtree(folder)
     return replace(
         plan,
         choices={site: _refined_choice(run, plan, site, wanted.get(site)) for site in plan.choices},
