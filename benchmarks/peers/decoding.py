@@ -137,7 +137,8 @@ def prepare(setting: Setting, name: str, fingerprint: str) -> SpeedJob:
     contender = CONTENDERS[name]
     made = made_from(ENVIRONMENTS[contender.environment]) if contender.environment else ""
     work = setting.work / "decode"
-    folder = work / f"{name}-{digest([fingerprint, made, runner_sources()])}"
+    sources = runner_sources(contender.environment)
+    folder = work / f"{name}-{digest([fingerprint, made, sources])}"
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((setting.model / "config.json").read_text(encoding="utf-8"))
     job = SpeedJob(

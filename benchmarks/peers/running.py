@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT_FOLDER = ROOT / "build" / "peers"
 LOG_FILE = "log.txt"
 PEAK_FILE = "peak.json"
+RUNNER_KINDS = ("run", "decode")
+"""How runners of one peer begin; the others are shared."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,19 @@ def run_peer(name: str, job: Job, work: Path, content: str) -> PeerRun:
 def key_of(peer: Peer, job: Job, content: str) -> str:
     """Digest of everything that decides a job's outcome."""
     asked = asdict(replace(job, model="", tokens="", out=""))
-    return digest([asked, content, made_from(ENVIRONMENTS[peer.environment]), runner_sources()])
+    parts = [asked, content, made_from(ENVIRONMENTS[peer.environment])]
+    return digest([*parts, runner_sources(peer.environment)])
 
 
-def runner_sources() -> list[str]:
-    """The programs that run in peers' environments."""
+def runner_sources(environment: str | None) -> list[str]:
+    """The programs that run in a peer's environment: its own, and what runners share."""
     runners = Path(__file__).resolve().parent / "runners"
-    return [path.read_text(encoding="utf-8") for path in sorted(runners.glob("*.py"))]
+    return [
+        path.read_text(encoding="utf-8")
+        for path in sorted(runners.glob("*.py"))
+        if path.stem.partition("_")[0] not in RUNNER_KINDS
+        or path.stem.partition("_")[2] == environment
+    ]
 
 
 def digest(parts: Sequence[Any]) -> str:

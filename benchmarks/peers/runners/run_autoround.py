@@ -83,13 +83,18 @@ def scheme_settings(job: Job) -> dict[str, Any]:
 
 
 def calibration(job: Job, tokenizer: Any) -> dict[str, Any]:
-    """The given tokens; AutoScheme takes texts alone, so it gets the texts of these tokens."""
+    """The given tokens; AutoScheme takes texts alone, so it gets the texts of these tokens.
+
+    Behind every row stands the next: texts that come out shorter than a sequence are dropped,
+    longer ones are cut.
+    """
     ids = read_tokens(job)
     rows, length = ids.shape
     if job.average_bits is None:
         return {"dataset": list(ids.split(1)), "nsamples": rows, "seqlen": length}
-    TEXTS.write_text(json.dumps([tokenizer.decode(row) for row in ids]), encoding="utf-8")
-    return {"dataset": f"{TEXTS}:concat=true", "nsamples": rows, "seqlen": length}
+    texts = [tokenizer.decode(pair) for pair in torch.cat([ids, ids.roll(-1, 0)], dim=1)]
+    TEXTS.write_text(json.dumps(texts), encoding="utf-8")
+    return {"dataset": str(TEXTS), "nsamples": rows, "seqlen": length}
 
 
 def dense_folder(job: Job, packed: Path) -> float:
