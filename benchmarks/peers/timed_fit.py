@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from blockwright.cli.freed import return_freed_memory
 from blockwright.pipeline import fit
 from blockwright.progress import PlainProgress, Stage
+from blockwright.stream.freed import return_freed_memory
 from blockwright.types import Budget, FitRequest, Preset
 
 LAST_STAGE = "write the folder"

@@ -86,3 +86,37 @@ def test_a_folder_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not empty"):
         taken()
     assert (out / "file").read_text(encoding="utf-8") == "theirs"
+
+
+@pytest.mark.parametrize(
+    "left", [("config.json.partial",), ("config.json",), ("config.json", "model.safetensors")]
+)
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path, left: tuple[str, ...]) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    for name in left:
+        (partial / name).write_text("x")
+    with unfinished_folder(tmp_path / "out") as folder:
+        assert not any(folder.iterdir())
+
+
+def test_a_removal_that_is_cut_off_leaves_the_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    for name in ("a.json", "config.json", "z.json"):
+        (partial / name).write_text("x")
+    removed, unlink = [], Path.unlink
+
+    def cut_off(path: Path) -> None:
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        removed.append(path.name)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", cut_off)
+    with pytest.raises(KeyboardInterrupt), unfinished_folder(tmp_path / "out"):
+        pass
+    assert sorted(removed) == ["a.json", "z.json"]
+    assert [path.name for path in partial.iterdir()] == ["config.json"]

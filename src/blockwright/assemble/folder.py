@@ -24,6 +24,7 @@ from blockwright.anatomy import (
     shapes_within,
     slices_within,
 )
+from blockwright.anatomy.configuration import CONFIG_FILE
 from blockwright.checkpoint import (
     Checkpoint,
     ShardWriter,
@@ -52,7 +53,7 @@ class Parameters(Protocol):
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 PROBE = ".blockwright-probe"
 """Folder that is made and removed to see whether folders can be."""
-NOT_COPIED = {"config.json", "README.md", "model.safetensors.index.json", "training_args.bin"}
+NOT_COPIED = {CONFIG_FILE, "README.md", "model.safetensors.index.json", "training_args.bin"}
 
 
 @dataclass(frozen=True)
@@ -208,17 +209,30 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
             os.replace(partial, out)
             sync_folder(out.parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            _remove_marked(partial)
         raise
 
 
 def _remove_unfinished(partial: Path) -> None:
-    """Remove what a killed run left: it wrote ``config.json`` first."""
-    if not (partial / "config.json").is_file():
+    """Remove what a killed run left, and nothing else."""
+    if not (partial.is_dir() and any(map(_is_mark, partial.iterdir()))):
         check_free(partial)
     with _one_line_errors(partial):
-        if partial.exists():
-            shutil.rmtree(partial)
+        _remove_marked(partial)
+
+
+def _is_mark(path: Path) -> bool:
+    """Whether it is ``config.json``, whole or half-written: a folder's first file."""
+    return path.name.startswith(CONFIG_FILE)
+
+
+def _remove_marked(partial: Path) -> None:
+    """Remove a folder with its mark last: killed here, the next run still knows it."""
+    if partial.is_dir():
+        for path in sorted(partial.iterdir(), key=_is_mark):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        partial.rmdir()
 
 
 @contextmanager
@@ -247,7 +261,7 @@ def write_model(
     ``advance`` is told the bytes of every tensor written.  Raises ``OutputError``.
     """
     with _one_line_errors(folder):
-        write_json_atomic(folder / "config.json", folder_config(layout, checkpoint.folder))
+        write_json_atomic(folder / CONFIG_FILE, folder_config(layout, checkpoint.folder))
         copy_small_files(checkpoint.folder, folder)
         for name, text in (extra_files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -290,7 +304,7 @@ def _probe(place: Path) -> None:
 
 def folder_config(layout: Layout, original: Path) -> dict[str, Any]:
     """``config.json`` of the fitted folder."""
-    config: dict[str, Any] = json.loads((original / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((original / CONFIG_FILE).read_text(encoding="utf-8"))
     if len(layout.kept_blocks) < layout.skeleton.num_blocks:
         config |= pruned_config(layout.skeleton.config, list(layout.kept_blocks)).to_diff_dict()
     config.pop("quantization_config", None)

@@ -10,9 +10,9 @@ import typer
 
 from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
-from blockwright.cli.freed import return_freed_memory
 from blockwright.cli.output import loading_told, print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
+from blockwright.stream.freed import return_freed_memory
 from blockwright.types import DEFAULT_CONTEXT, FitRequest, Phase, Preset, Recipe
 
 

@@ -1,4 +1,4 @@
-"""Memory that a fit frees goes back to the system at once."""
+"""Memory that is freed goes back to the system at once."""
 
 from __future__ import annotations
 
