@@ -12,7 +12,6 @@ from blockwright.cli import options
 from blockwright.cli.fit_report import print_fit, print_price
 from blockwright.cli.output import loading_told, print_json, stdout_kept_clean
 from blockwright.progress import stderr_progress
-from blockwright.stream.freed import return_freed_memory
 from blockwright.types import DEFAULT_CONTEXT, FitRequest, Phase, Preset, Recipe
 
 
@@ -167,8 +166,10 @@ def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
 
 def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:
     """Price or fit, and print the result."""
-    return_freed_memory()
     with stdout_kept_clean():
+        from blockwright.stream.freed import return_freed_memory
+
+        return_freed_memory()
         progress = stderr_progress()
         with loading_told(progress):
             from blockwright import pipeline
