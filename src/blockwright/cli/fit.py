@@ -167,13 +167,12 @@ def from_recipe(recipe: Path, asked: FitRequest, given: set[str]) -> FitRequest:
 def run_fit(request: FitRequest, *, dry_run: bool, as_json: bool) -> None:
     """Price or fit, and print the result."""
     with stdout_kept_clean():
-        from blockwright.stream.freed import return_freed_memory
-
-        return_freed_memory()
         progress = stderr_progress()
         with loading_told(progress):
             from blockwright import pipeline
+            from blockwright.stream.freed import return_freed_memory
 
+        return_freed_memory()
         price = pipeline.price(request, progress) if dry_run else None
         result = None if dry_run else pipeline.fit(request, progress)
     if price is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,21 +102,23 @@ def solve_sequentially(run: Run, plan: Plan) -> Plan:
                 stage.advance,
             )
 
-    def is_done() -> bool:
-        return all(run.library.lookup(item.key) is not None for item in wanted.values())
-
     aim = [plan_digest(plan), MATCHING[run.request.preset], run.surroundings]
-    folder = run.library.work_folder("refine-" + digest_of(aim))
-    if not is_done():
-        walk(folder)
-    if not is_done():
-        shutil.rmtree(folder)  # its hidden states outlived the entries: from the first block again
-        walk(run.library.work_folder(folder.name))
-    shutil.rmtree(folder)
+    _walk_until_built(run, "refine-" + digest_of(aim), wanted.values(), walk)
     return replace(
         plan,
         choices={site: _refined_choice(run, plan, site, wanted.get(site)) for site in plan.choices},
     )
+
+
+def _walk_until_built(
+    run: Run, name: str, wanted: Collection[WantedVariant], walk: Callable[[Path], None]
+) -> None:
+    """Walk with a working folder until all variants are there, then remove it."""
+    for _ in range(2):  # hidden states may outlive the entries: then from the first block again
+        folder = run.library.work_folder(name)
+        if any(run.library.lookup(item.key) is None for item in wanted):
+            walk(folder)
+        shutil.rmtree(folder)
 
 
 def observers(run: Run) -> NewObserver:
