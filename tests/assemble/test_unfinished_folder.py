@@ -107,7 +107,8 @@ def test_a_removal_that_is_cut_off_leaves_the_mark(
     partial.mkdir()
     for name in ("a.json", "config.json", "z.json"):
         (partial / name).write_text("x")
-    removed, unlink = [], Path.unlink
+    removed: list[str] = []
+    unlink = Path.unlink
 
     def cut_off(path: Path) -> None:
         if len(removed) == 2:
