@@ -94,11 +94,11 @@ def _importance(q: Tensor, k: Tensor, context: Context, rows: int) -> Tensor:
     mass = torch.zeros(*k.shape[:3], device=k.device)
     for text in range(len(k)):
         for head in range(k.shape[1]):
-            K = k[text, head].float().mT
+            K = k[text, head].mT
             own = seen[min(text, len(seen) - 1), min(head, seen.shape[1] - 1)]
             for start in range(0, probes.shape[3], step):
                 part = slice(start, start + step)
-                scores = (probes[text, head, :, part].float() * context.scale) @ K
+                scores = (probes[text, head, :, part] @ K).float().mul_(context.scale)
                 P = torch.softmax(scores.masked_fill_(~own[part], -torch.inf), -1).nan_to_num_(0.0)
                 mass[text, head] += P.sum((0, 1))
     return mass
