@@ -292,6 +292,14 @@ def available_bytes() -> int:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far.
+
+    Linux hands ``ru_maxrss`` on from the process that started this one; its own count does not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
