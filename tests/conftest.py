@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from blockwright.errors import KernelError
-from blockwright.numerics.int4_native import SOURCE, build_native_int4, native_int4
+from blockwright.numerics.int4_library import SOURCE, native_int4
+from blockwright.numerics.int4_native import build_native_int4
 from blockwright.numerics.native import SWITCH, find_compiler, library_path, missing
 from tests.models import tiny_model
 

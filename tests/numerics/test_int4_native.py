@@ -108,3 +108,12 @@ def test_the_operator_has_a_shape_without_data_and_the_same_values() -> None:
     meta = (each.to("meta") for each in (x, m.units, m.scale_zero))
     shape = torch.ops.blockwright.int4_product(*meta, *rest)
     assert (shape.shape, shape.dtype) == (y.shape, y.dtype)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_many_tokens_multiply_the_weight_rounded_once(bits: int, dtype: torch.dtype) -> None:
+    codes, scale, zero, W = weight(80, 128, 64, bits)
+    matrix = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=64)
+    y = matrix.dense_product(torch.eye(128, dtype=dtype))
+    assert torch.equal(y, W.t().to(dtype))

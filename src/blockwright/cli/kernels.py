@@ -51,7 +51,7 @@ def kernels(
 def native_state() -> dict[str, str]:
     """``used``, ``off``, ``refused``, ``not trusted`` or ``not built``, and why."""
     from blockwright.numerics import native
-    from blockwright.numerics.int4_native import SOURCE, native_int4
+    from blockwright.numerics.int4_library import SOURCE, native_int4
 
     path, refusal = native.library_path(SOURCE), native.missing(SOURCE)
     state, why = "not built", "`blockwright kernels --build` compiles it"

@@ -11,12 +11,8 @@ from blockwright.numerics.int4_cpu import (
     kernel_group,
     tile_layout,
 )
-from blockwright.numerics.int4_native import (
-    NativeInt4Matrix,
-    native_digest,
-    native_int4,
-    native_int4_bytes,
-)
+from blockwright.numerics.int4_library import native_digest, native_int4
+from blockwright.numerics.int4_native import NativeInt4Matrix, native_int4_bytes
 from blockwright.types import FormatLimits
 
 

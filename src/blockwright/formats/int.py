@@ -45,7 +45,7 @@ from blockwright.formats._grouped import (
 from blockwright.formats._int4 import Int4Format, Int4Linear, int4_matrix
 from blockwright.formats._spec import check_version, spec_field
 from blockwright.numerics.grids import AffineGrid
-from blockwright.numerics.int4_native import native_int4
+from blockwright.numerics.int4_library import native_int4
 from blockwright.numerics.int8_cpu import Int8Matrix, int8_matrix_bytes
 from blockwright.numerics.packing import pack_codes, packed_bytes, unpack_codes
 from blockwright.numerics.ranges import SCALE_DTYPE, fit_range, search_range

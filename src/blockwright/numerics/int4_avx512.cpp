@@ -143,6 +143,55 @@ void sum_groups(const uint16_t* x, float* sums, int64_t count, int64_t group) {
   }
 }
 
+// The weights of a tile, [I, rows]: each is rounded once, to T (bfloat16 or float).
+inline void store(uint16_t* out, __m512 w) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(w)));
+}
+
+inline void store(float* out, __m512 w) { _mm512_storeu_ps(out, w); }
+
+template <typename T>
+void unpack_tile(const Task& task, int64_t tile, int64_t planes, bool offset, T* out,
+                 int64_t stride) {
+  const int64_t inputs = task.in_features, groups = inputs / task.group;
+  const uint32_t* units = task.units + tile * (inputs / UNIT) * planes * TILE;
+  const uint16_t* scale_zero = task.scale_zero + tile * groups * 2 * TILE;
+  const __m512i upper_half = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int64_t k = 0; k < inputs; k += UNIT, units += planes * TILE) {
+    const uint16_t* beside = scale_zero + k / task.group * 2 * TILE;
+    for (int half = 0; half < 2; ++half) {
+      const __m512 scale = widen(beside + half * TILE / 2);
+      const __m512 zero = widen(beside + TILE + half * TILE / 2);
+      for (int i = 0; i < 4; ++i) {
+        __m512 value[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int64_t p = 0; p < planes; ++p) {
+          const __m512i table = _mm512_loadu_si512(task.tables + p * TILE);
+          const __m512i unit = _mm512_loadu_si512(units + p * TILE + half * TILE / 2);
+          const __m512i pair = _mm512_permutexvar_epi16(_mm512_srli_epi16(unit, 4 * i), table);
+          const __m512i first = _mm512_slli_epi32(pair, 16);
+          const __m512i second = _mm512_and_si512(pair, upper_half);
+          value[0] = _mm512_add_ps(value[0], _mm512_castsi512_ps(first));
+          value[1] = _mm512_add_ps(value[1], _mm512_castsi512_ps(second));
+        }
+        for (int each = 0; each < 2; ++each) {
+          const __m512 w = offset ? _mm512_fmadd_ps(value[each], scale, zero)
+                                  : _mm512_mul_ps(_mm512_add_ps(value[each], zero), scale);
+          store(out + (k + 2 * i + each) * stride + half * TILE / 2, w);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void unpack(const Task& task, int64_t planes, bool offset, T* out, int64_t first, int64_t tiles,
+            int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t at = 0; at < tiles; ++at)
+    unpack_tile(task, first + at, planes, offset, out + at * TILE, tiles * TILE);
+}
+
 }  // namespace
 
 extern "C" void blockwright_int4_product(const uint16_t* x, float* sums, const uint32_t* units,
@@ -160,4 +209,17 @@ extern "C" void blockwright_int4_product(const uint16_t* x, float* sums, const u
       multiply_for(planes, offset != 0, some)(task, tile, token);
     }
   }
+}
+
+// Weights of ``tiles`` tiles from ``first`` on, transposed: [I, tiles * 32], bfloat16 or float.
+extern "C" void blockwright_int4_unpack(const uint32_t* units, const uint16_t* scale_zero,
+                                        const uint16_t* tables, void* out, int64_t wide,
+                                        int64_t in_features, int64_t group, int64_t planes,
+                                        int64_t offset, int64_t first, int64_t tiles,
+                                        int64_t threads) {
+  const Task task{nullptr, nullptr, units, scale_zero, tables, nullptr, in_features, 0, group};
+  if (wide)
+    unpack(task, planes, offset != 0, static_cast<float*>(out), first, tiles, threads);
+  else
+    unpack(task, planes, offset != 0, static_cast<uint16_t*>(out), first, tiles, threads);
 }

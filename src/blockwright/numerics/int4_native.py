@@ -16,45 +16,28 @@ Differs: y alone is rounded; PyTorch's kernel also rounds (8 - z) s, and two pla
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from blockwright.numerics.native import Source, build_library, find_library, source_digest
+from blockwright.numerics import int4_library as library
+from blockwright.numerics.int4_library import TILE, UNIT, Int4Kernel, plane_count
 
-SOURCE = Source("int4_avx512.cpp", ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"))
-TILE, UNIT = 32, 8
 CHUNK_WEIGHTS = 1 << 21
 """Weights packed or unpacked at a time."""
 
 
-def native_int4() -> bool:
-    """Whether weights that are prepared now go to this kernel."""
-    library = find_library(SOURCE)
-    if library is not None:
-        _take(library)
-    return library is not None
-
-
-def native_digest() -> str | None:
-    """Identifies the kernel in use; None: PyTorch's is."""
-    return source_digest(SOURCE) if native_int4() else None
-
-
 def build_native_int4() -> str:
     """Compile; returns the library's path.  Raises ``KernelError`` in one line."""
-    return str(build_library(SOURCE, _multiplies))
+    return library.build_native_int4(_multiplies)
 
 
 def native_int4_bytes(shape: tuple[int, int], *, bits: int, group: int) -> int:
     """``nbytes`` of a ``NativeInt4Matrix`` of [O, I], without making it."""
     padded = shape[0] + -shape[0] % TILE
-    return padded * (shape[1] // 2 * _planes(bits) + shape[1] // group * 4)
+    return padded * (shape[1] // 2 * plane_count(bits) + shape[1] // group * 4)
 
 
 @dataclass(frozen=True)
@@ -69,9 +52,6 @@ class NativeInt4Matrix:
     group: int
     bits: int
     offset: bool = False
-
-    many_tokens = 512
-    """From this many tokens on, ``dense_product`` is the faster one (measured, AVX-512)."""
 
     @classmethod
     def pack(
@@ -108,12 +88,17 @@ class NativeInt4Matrix:
         return UNIT * self.units.shape[1]
 
     @property
+    def many_tokens(self) -> int:
+        """From this many tokens on, ``dense_product`` is the faster one (measured, AVX-512)."""
+        return 512 if plane_count(self.bits) == 1 else 48
+
+    @property
     def nbytes(self) -> int:
         return self.units.nbytes + self.scale_zero.nbytes
 
     def product(self, x_TI: Tensor) -> Tensor:
         """x W^T [T, O] on the kernel; x contiguous bf16."""
-        multiply = _multiply
+        multiply = library.kernel_in_use().product
         if torch.compiler.is_compiling():
             multiply = torch.ops.blockwright.int4_product
         y_TO: Tensor = multiply(
@@ -124,13 +109,17 @@ class NativeInt4Matrix:
     def dense_product(self, x_TI: Tensor) -> Tensor:
         """The same product with the weight unpacked once, in chunks, to the dtype of x."""
         y_TO = x_TI.new_empty((x_TI.shape[0], self.out_features))
-        for rows, W_RI in self._chunks(x_TI.dtype):
-            torch.mm(x_TI, W_RI.t(), out=y_TO[:, rows])
+        for rows, W_IR in self._transposed_chunks(x_TI.dtype):
+            torch.mm(x_TI, W_IR, out=y_TO[:, rows])
         return y_TO
 
     def dequantize(self) -> Tensor:
         """The weight [O, I], fp32."""
-        return torch.cat([W_RI for _, W_RI in self._chunks(torch.float32)])
+        chunks = [
+            self._decoded(self._tile_codes(t), self._beside(t, 0), self._beside(t, 1))
+            for t in self._tile_chunks()
+        ]
+        return torch.cat(chunks)[: self.out_features]
 
     def codes(self) -> Tensor:
         """The codes [O, I] that were packed, uint8."""
@@ -142,7 +131,7 @@ class NativeInt4Matrix:
         tile, row = index // TILE, index % TILE
         codes = _unpack_units(self.units[tile, :, :, row], self.bits)
         scale, zero = self.scale_zero[tile, :, :, row].unbind(-1)
-        return self._decoded(codes, scale, zero, torch.float32)
+        return self._decoded(codes, scale, zero)
 
     def scale(self) -> Tensor:
         """bf16 [O, G]: the scales that were packed."""
@@ -171,33 +160,28 @@ class NativeInt4Matrix:
         """uint8 [rows, I] of whole tiles."""
         return _unpack_units(self.units[tiles].permute(0, 3, 1, 2).flatten(0, 1), self.bits)
 
-    def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Row slices with their weights; every weight is rounded once, to ``dtype``."""
-        once = dtype == torch.bfloat16 and not self.offset  # a code times a scale, rounded once
-        exact = torch.bfloat16 if once else torch.float32
+    def _transposed_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Row slices with W^T [I, rows] of them."""
+        known = dtype if dtype == torch.bfloat16 else torch.float32
+        unpacked = library.kernel_in_use().unpacked
+        beside = (self.group, self.bits, self.offset, known)
         for tiles in self._tile_chunks():
             rows = slice(tiles.start * TILE, min(tiles.stop * TILE, self.out_features))
-            scale, zero = self._beside(tiles, 0), self._beside(tiles, 1)
-            W_RI = self._decoded(self._tile_codes(tiles), scale, zero, exact).to(dtype)
-            yield rows, W_RI[: rows.stop - rows.start]
+            W_IR = unpacked(self.units, self.scale_zero, tiles, *beside)
+            yield rows, W_IR[:, : rows.stop - rows.start].to(dtype)
 
-    def _decoded(
-        self, codes_RI: Tensor, scale_RG: Tensor, zero_RG: Tensor, exact: torch.dtype
-    ) -> Tensor:
-        W_RGJ = codes_RI.to(exact).view(len(codes_RI), -1, self.group).sub_(1 << (self.bits - 1))
-        scale, zero = (beside.to(exact).unsqueeze(-1) for beside in (scale_RG, zero_RG))
+    def _decoded(self, codes_RI: Tensor, scale_RG: Tensor, zero_RG: Tensor) -> Tensor:
+        """fp32 [R, I]"""
+        W_RGJ = codes_RI.float().view(len(codes_RI), -1, self.group).sub_(1 << (self.bits - 1))
+        scale, zero = (beside.float().unsqueeze(-1) for beside in (scale_RG, zero_RG))
         W_RGJ = W_RGJ.mul_(scale).add_(zero) if self.offset else W_RGJ.add_(zero).mul_(scale)
         return W_RGJ.view(codes_RI.shape)
-
-
-def _planes(bits: int) -> int:
-    return 2 if bits > 4 else 1
 
 
 def _pack_units(codes_OI: Tensor, bits: int) -> Tensor:
     """int32 [tiles, V, planes, 32], rows padded with nibble 0."""
     out_features, in_features = codes_OI.shape
-    tiles, planes = -(-out_features // TILE), _planes(bits)
+    tiles, planes = -(-out_features // TILE), plane_count(bits)
     units = torch.empty((tiles, in_features // UNIT, planes, TILE), dtype=torch.int32)
     step = max(1, CHUNK_WEIGHTS // (TILE * in_features))
     for at in range(0, tiles, step):
@@ -227,91 +211,18 @@ def _unpack_units(units_RVP: Tensor, bits: int) -> Tensor:
     return codes.reshape(rows, units * UNIT)
 
 
-@cache
-def _tables(bits: int) -> Tensor:
-    """bf16 [planes, 32]: what a nibble stands for, twice over."""
-    nibble = torch.arange(16)
-    values = [(nibble - 8) << (bits - 4), nibble] if bits > 4 else [nibble - (1 << (bits - 1))]
-    return torch.stack(values).to(torch.bfloat16).repeat(1, 2).contiguous()
-
-
-def _bound(library: ctypes.CDLL) -> Any:
-    """The library's function."""
-    function = library.blockwright_int4_product
-    function.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
-    function.restype = None
-    return function
-
-
-_functions: list[Any] = []
-"""The function in use, last: what was prepared for one stays on it."""
-
-
-@cache
-def _take(library: ctypes.CDLL) -> None:
-    """Multiply with this library from now on."""
-    _register_operator()
-    _functions.append(_bound(library))
-
-
-def _multiply(
-    x_TI: Tensor,
-    units: Tensor,
-    scale_zero: Tensor,
-    out_features: int,
-    group: int,
-    bits: int,
-    offset: bool,
-    function: Any = None,
-) -> Tensor:
-    tokens, in_features = x_TI.shape
-    y_TO = x_TI.new_empty((tokens, out_features))
-    sums = x_TI.new_empty(tokens * (in_features // group), dtype=torch.float32)
-    (function or _functions[-1])(
-        x_TI.data_ptr(),
-        sums.data_ptr(),
-        units.data_ptr(),
-        scale_zero.data_ptr(),
-        _tables(bits).data_ptr(),
-        y_TO.data_ptr(),
-        tokens,
-        in_features,
-        out_features,
-        group,
-        _planes(bits),
-        offset,
-        min(torch.get_num_threads(), len(units)),
-    )
-    return y_TO
-
-
-@cache
-def _register_operator() -> torch.library.Library:
-    """``torch.ops.blockwright.int4_product``, which ``torch.compile`` can trace."""
-    library = torch.library.Library("blockwright", "FRAGMENT")
-    library.define(
-        "int4_product(Tensor x, Tensor units, Tensor scale_zero, int out_features, int group,"
-        " int bits, bool offset) -> Tensor"
-    )
-    library.impl("int4_product", _multiply, "CPU")
-    torch.library.register_fake(
-        "blockwright::int4_product",
-        lambda x, units, scale_zero, out_features, *_: x.new_empty((x.shape[0], out_features)),
-        lib=library,
-    )
-    return library
-
-
-def _multiplies(library: ctypes.CDLL) -> bool:
-    """Whether a fresh library gives back the weight for an identity input."""
-    function, draw = _bound(library), torch.Generator().manual_seed(0)
+def _multiplies(kernel: Int4Kernel) -> bool:
+    """Whether a fresh library gives back the weight, multiplied by an identity and unpacked."""
+    draw = torch.Generator().manual_seed(0)
     for bits in (3, 4, 6, 8):
         codes = torch.randint(1 << bits, (40, 64), generator=draw, dtype=torch.uint8)
         zero = torch.randint(1 << bits, (40, 2), generator=draw).float()
         scale = 2.0 ** torch.randint(-3, 3, (40, 2), generator=draw)
         m = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=32)
-        eye = torch.eye(64, dtype=torch.bfloat16)
-        y = _multiply(eye, m.units, m.scale_zero, 40, 32, bits, False, function)
-        if not torch.equal(y, m.dequantize().t().to(torch.bfloat16)):
+        eye, W_OI = torch.eye(64, dtype=torch.bfloat16), m.dequantize()
+        y = kernel.product(eye, m.units, m.scale_zero, 40, 32, bits, False)
+        rows = slice(0, len(m.units))
+        W_IO = kernel.unpacked(m.units, m.scale_zero, rows, 32, bits, False, torch.float32)
+        if not (torch.equal(y, W_OI.t().bfloat16()) and torch.equal(W_IO[:, :40], W_OI.t())):
             return False
     return True
