@@ -34,8 +34,8 @@ def test_a_model_larger_than_the_memory_it_may_use_is_fitted(tmp_path: Path) -> 
     original = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     allowed = promised_bytes(build_skeleton(model))
     assert original > 1.2 * allowed
-    command = [sys.executable, "-m", "blockwright", "fit", str(model), "--bits", "4.3"]
-    command += ["--candidates", "int4-g128:rtn,int8:rtn", "--preset", "fast", "--no-speed"]
+    command = [sys.executable, "-m", "blockwright", "fit", str(model), "--bits", "3.3"]
+    command += ["--candidates", "int3-g128:rtn,int8:rtn", "--preset", "fast", "--no-speed"]
     command += ["--calibration", str(texts), "--eval-text", str(heldout), "--threads", "1"]
     command += ["--calibration-tokens", "512", "--eval-tokens", "256", "--sequence-length", "64"]
     command += ["--out", str(tmp_path / "out"), "--library", str(tmp_path / "library"), "--json"]
