@@ -18,6 +18,7 @@ from blockwright.errors import UserError
 
 REASONS = Path(__file__).resolve().parent / "reasons.toml"
 UNEXPLAINED = "not found yet"
+BUNDLED = "the bundled one"
 TITLE = "# Against other tools\n\nWritten by `make bench-peers`; nothing here is written by hand"
 TITLE += " but the reasons, which stand in `benchmarks/peers/reasons.toml`.\n"
 Row = dict[str, Any]
@@ -55,12 +56,18 @@ def without_places(found: Any) -> Any:
     if not isinstance(found, dict):
         return found
     kept = {key: without_places(value) for key, value in found.items() if key != "log"}
-    return kept | ({"model": Path(kept["model"]).name} if "model" in kept else {})
+    return kept | ({"model": model_name(Path(kept["model"]))} if "model" in kept else {})
+
+
+def model_name(folder: Path) -> str:
+    """What a reader knows it by."""
+    return BUNDLED if folder.parts[-2:] == ("bundled", "model") else folder.name
 
 
 def measured_on(machine: Row) -> str:
     """The line under a section."""
-    what = f"{machine['processor']} ({machine['capability']}), {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    what = f"{machine['processor']} ({machine['capability']}), {threads}"
     versions = f"torch {machine['torch']}, transformers {machine['transformers']}"
     return f"{what}; {versions}, Python {machine['python']}.\n"
 
@@ -97,7 +104,7 @@ def setting_of_quality(figures: Row) -> str:
     tokens = sorted({row["tokens"] for row in figures["rows"] if "tokens" in row})
     seeds = ", ".join(map(str, figures["seeds"]))
     return (
-        f"Model {figures['model']}; {figures['held_out']}; sequences of"
+        f"Model: {figures['model']}; {figures['held_out']}; sequences of"
         f" {figures['sequence_length']} tokens; {' to '.join(map(str, tokens))} calibration tokens;"
         f" seeds {seeds}, means.  One evaluator, ours, judges everybody's dense weights in fp32.\n"
     )
@@ -153,7 +160,7 @@ def compressing(figures: Row, reasons: Reasons) -> tuple[str, dict[str, str]]:
     bound = figures["second_budget_bound_seconds"]
     parts = [
         "## Time and memory of compressing\n",
-        f"Model {figures['model']}, {figures['tokens']} calibration tokens, int4 in groups of 128"
+        f"Model: {figures['model']}, {figures['tokens']} calibration tokens, int4 in groups of 128"
         " or 4.3 bits; reading, quantizing and saving, without evaluation.\n",
         table(head, rows),
         table(("who", "minutes", "peak of the process tree, GB"), absolute),
@@ -199,7 +206,7 @@ def decode(figures: Row, reasons: Reasons) -> tuple[str, dict[str, str]]:
     ]
     parts = [
         "## Decoding\n",
-        f"Model {figures['model']}, batch 1, {figures['decode_tokens']} tokens behind a prompt"
+        f"Model: {figures['model']}, batch 1, {figures['decode_tokens']} tokens behind a prompt"
         f" of {figures['prompt_tokens']}; fresh processes in turn, least of {figures['rounds']}."
         "  Tokens per second and memory of ours over the rival's:\n",
         table(head, ratios),
