@@ -40,6 +40,8 @@ BOUNDS = {Preset.FAST: None, Preset.BALANCED: 0.7, Preset.BEST: 0.5}
 """Largest KL of a preset's plan over that of the best uniform peer, means over seeds."""
 MIXED_BOUND = 0.8
 """Largest KL of ``best`` over that of a peer that mixes bits."""
+FITTED = "fitted"
+"""Folder of our plans, one after the other."""
 BITS_STEP = 1e-6
 """A budget is this much above the peer's bits, against rounding."""
 
@@ -66,6 +68,7 @@ Row = dict[str, Any]
 
 def run(setting: Setting) -> Row:
     """Rows of everybody by format and seed, and the ratios of their means."""
+    shutil.rmtree(setting.work / FITTED, ignore_errors=True)  # of an earlier run
     rows = [told(row) for seed in setting.seeds for row in peer_rows(setting, seed)]
     for format in setting.formats:
         for rival, bits in rivals(rows, format).items():
@@ -231,7 +234,7 @@ def request_of(
     """A fit of the setting; all share one library."""
     return FitRequest(
         model=setting.model,
-        out=setting.work / "fitted",
+        out=setting.work / FITTED,
         budget=budget,
         preset=preset,
         candidates=candidates,
