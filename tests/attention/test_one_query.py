@@ -61,12 +61,17 @@ def test_a_static_cache_gives_the_same_logits() -> None:
     torch.testing.assert_close(steps(model, past_key_values=cache), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_single_query_goes_as_rows_of_its_heads_of_keys(shapes: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_single_query_goes_as_rows_of_its_heads_of_keys(
+    shapes: list[tuple[int, ...]], masked: bool
+) -> None:
     model = random_model("llama")
     heads, keys = model.config.num_attention_heads, model.config.num_key_value_heads
     assert heads > keys
     one_query.use_grouped_queries(model)
-    steps(model)
+    padding = torch.ones(2, 11, dtype=torch.long)
+    padding[0, :3] = 0
+    steps(model, padding if masked else None)
     assert (2, keys, heads // keys, model.config.head_dim) in shapes
     assert not any(shape[1] == heads and shape[2] == 1 for shape in shapes)
 

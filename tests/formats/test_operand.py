@@ -80,6 +80,15 @@ def test_looking_up_gives_the_dequantized_rows() -> None:
     assert torch.equal(rows, packed.dequantize()[ids].bfloat16())
 
 
+def test_a_compiled_look_up_is_one_graph() -> None:
+    embedding = nn.Embedding(96, 64)
+    packed = packed_linear((96, 64))
+    install_table(embedding, packed)
+    index = torch.tensor([[3, 0], [95, 3]])
+    compiled = torch.compile(embedding, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(index), embedding(index))
+
+
 def test_what_a_packed_weight_cannot_do_is_refused_by_name() -> None:
     operand: Any = PackedOperand(packed_linear())
     x = torch.randn(3, 64).bfloat16()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -117,3 +119,21 @@ def test_many_tokens_multiply_the_weight_rounded_once(bits: int, dtype: torch.dt
     matrix = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=64)
     y = matrix.dense_product(torch.eye(128, dtype=dtype))
     assert torch.equal(y, W.t().to(dtype))
+
+
+def test_a_copy_multiplies_its_own_tensors() -> None:
+    codes, scale, zero, W = weight(80, 128, 32, 4)
+    matrix = NativeInt4Matrix.pack(codes, scale, zero, bits=4, group=32)
+    eye = torch.eye(128).bfloat16()
+    assert torch.equal(matrix.product(eye), W.t().bfloat16())
+    copied = copy.deepcopy(matrix)
+    matrix.units.zero_()
+    assert torch.equal(copied.product(eye), W.t().bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(128,), (1, 128), (2, 3, 128)])
+def test_leading_dimensions_stay(shape: tuple[int, ...]) -> None:
+    codes, scale, zero, W = weight(80, 128, 32, 4)
+    x = torch.randn(shape).bfloat16()
+    y = NativeInt4Matrix.pack(codes, scale, zero, bits=4, group=32).product(x)
+    torch.testing.assert_close(y, (x.float() @ W.t()).bfloat16(), rtol=2e-2, atol=2e-2)

@@ -39,6 +39,7 @@ from transformers.masking_utils import (
 
 from blockwright.attention.calling import attend
 from blockwright.attention.layout import Layout
+from blockwright.attention.one_query import NAME as GROUPED_QUERIES
 from blockwright.attention.policy import Context, Policy
 from blockwright.attention.spelling import policies_of, policy_of_spec, text_of
 from blockwright.attention.watching import show
@@ -99,10 +100,14 @@ def use_attention(model: Any, attention: str | None) -> None:
             use_policies(model, recorded)
     elif attention != "keep":
         use_policies(model, policies_of(attention))
-    elif str(model.config._attn_implementation).startswith(PREFIX):
+    elif _is_ours(str(model.config._attn_implementation)):
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         for config in _configs(model):
             vars(config).pop(POLICIES, None)
+
+
+def _is_ours(implementation: str) -> bool:
+    return implementation.startswith(PREFIX) and implementation != GROUPED_QUERIES
 
 
 def check_attention(attention: str | None) -> None:

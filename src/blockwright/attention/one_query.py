@@ -48,7 +48,8 @@ def sdpa_forward(
 ) -> tuple[Tensor, None]:
     """transformers' attention function: output [B, Nq, H, Dv], no attention weights."""
     groups = query.shape[1] // key.shape[1]
-    alone = query.shape[2] == 1 and attention_mask is None and query.device.type == "cpu"
+    shared = attention_mask is None or attention_mask.shape[1] == 1
+    alone = query.shape[2] == 1 and shared and query.device.type == "cpu"
     special = any(options.get(name) is not None for name in ("softcap", "position_bias", "cache"))
     if not alone or special or groups == 1:
         given = {"dropout": dropout, "scaling": scaling, **options}
@@ -58,6 +59,6 @@ def sdpa_forward(
         return done
     grouped = query.reshape(query.shape[0], key.shape[1], groups, query.shape[3])
     output = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, dropout_p=dropout, scale=scaling
+        grouped, key, value, attention_mask, dropout_p=dropout, scale=scaling
     )
     return output.reshape(query.shape[0], 1, query.shape[1], value.shape[3]), None

@@ -208,13 +208,14 @@ class GroupedLinear(ChunkedLinear):
 
     def _multiply(self, x: Tensor) -> Tensor:
         matrix = self.prepare()._matrix
-        x_TI = x.reshape(-1, self.in_features).contiguous()
-        if matrix is None:
-            y_TO = self._chunked_product(x_TI)
-        elif x.dtype == torch.bfloat16 and 0 < x_TI.shape[0] < matrix.many_tokens:
-            y_TO = matrix.product(x_TI)
-        else:
-            y_TO = matrix.dense_product(x_TI)
+        if (
+            matrix is not None
+            and x.dtype == torch.bfloat16
+            and 0 < x.numel() < matrix.many_tokens * self.in_features
+        ):
+            return matrix.product(x.contiguous())
+        x_TI = x.reshape(-1, self.in_features)
+        y_TO = self._chunked_product(x_TI) if matrix is None else matrix.dense_product(x_TI)
         return y_TO.reshape(*x.shape[:-1], self.out_features)
 
     def _is_trained(self) -> bool:

@@ -114,7 +114,6 @@ def _matmul(input: Tensor, other: PackedOperand) -> Tensor:
 def _embedding(
     input: Tensor,
     weight: PackedOperand,
-    *,
     padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,

@@ -14,19 +14,20 @@
 //   units       [tiles, I / 8, planes, 32] uint32, a tile being 32 rows
 //   scale_zero  [tiles, G, 2, 32] bfloat16: s, then z or m
 //   tables      [planes, 32] bfloat16: the 16 values twice
-//   x           [tokens, I] bfloat16;  sums: room for [tokens, G] floats;  y [tokens, O] bfloat16
+//   x           [tokens, I] bfloat16;  y [tokens, O] bfloat16
 
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 namespace {
 
 constexpr int64_t TILE = 32;  // rows
 constexpr int64_t UNIT = 8;   // inputs
 constexpr int64_t MOST_TOKENS = 8;  // at a time; more take turns over a tile in the cache
-constexpr int64_t AHEAD = 2048;  // bytes that are asked for before they are needed
+constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed
 
 struct Task {
   const uint16_t* x;
@@ -194,32 +195,43 @@ void unpack(const Task& task, int64_t planes, bool offset, T* out, int64_t first
 
 }  // namespace
 
-extern "C" void blockwright_int4_product(const uint16_t* x, float* sums, const uint32_t* units,
-                                         const uint16_t* scale_zero, const uint16_t* tables,
-                                         uint16_t* y, int64_t tokens, int64_t in_features,
-                                         int64_t out_features, int64_t group, int64_t planes,
-                                         int64_t offset, int64_t threads) {
-  sum_groups(x, sums, tokens * (in_features / group), group);
-  const Task task{x, sums, units, scale_zero, tables, y, in_features, out_features, group};
-  const int64_t tiles = (out_features + TILE - 1) / TILE;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+// A packed weight, as its owner describes it once.
+extern "C" struct BlockwrightInt4Weight {
+  const uint32_t* units;
+  const uint16_t* scale_zero;
+  const uint16_t* tables;
+  int64_t in_features, out_features, group, planes, offset;
+};
+
+extern "C" void blockwright_int4_product(const BlockwrightInt4Weight* weight, const uint16_t* x,
+                                         uint16_t* y, int64_t tokens, int64_t threads) {
+  const BlockwrightInt4Weight& w = *weight;
+  static thread_local std::vector<float> sums;
+  sums.resize(tokens * (w.in_features / w.group));
+  sum_groups(x, sums.data(), static_cast<int64_t>(sums.size()), w.group);
+  const Task task{x, sums.data(), w.units, w.scale_zero, w.tables, y,
+                  w.in_features, w.out_features, w.group};
+  const int64_t tiles = (w.out_features + TILE - 1) / TILE;
+  const int64_t team = std::min(threads, tiles);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
   for (int64_t tile = 0; tile < tiles; ++tile) {
     for (int64_t token = 0; token < tokens; token += MOST_TOKENS) {
       const int64_t some = std::min(MOST_TOKENS, tokens - token);
-      multiply_for(planes, offset != 0, some)(task, tile, token);
+      multiply_for(w.planes, w.offset != 0, some)(task, tile, token);
     }
   }
 }
 
 // Weights of ``tiles`` tiles from ``first`` on, transposed: [I, tiles * 32], bfloat16 or float.
-extern "C" void blockwright_int4_unpack(const uint32_t* units, const uint16_t* scale_zero,
-                                        const uint16_t* tables, void* out, int64_t wide,
-                                        int64_t in_features, int64_t group, int64_t planes,
-                                        int64_t offset, int64_t first, int64_t tiles,
+extern "C" void blockwright_int4_unpack(const BlockwrightInt4Weight* weight, void* out,
+                                        int64_t wide, int64_t first, int64_t tiles,
                                         int64_t threads) {
-  const Task task{nullptr, nullptr, units, scale_zero, tables, nullptr, in_features, 0, group};
+  const BlockwrightInt4Weight& w = *weight;
+  const Task task{nullptr,       nullptr, w.units,        w.scale_zero, w.tables, nullptr,
+                  w.in_features, 0,       w.group};
+  const int64_t team = std::min(threads, tiles);
   if (wide)
-    unpack(task, planes, offset != 0, static_cast<float*>(out), first, tiles, threads);
+    unpack(task, w.planes, w.offset != 0, static_cast<float*>(out), first, tiles, team);
   else
-    unpack(task, planes, offset != 0, static_cast<uint16_t*>(out), first, tiles, threads);
+    unpack(task, w.planes, w.offset != 0, static_cast<uint16_t*>(out), first, tiles, team);
 }

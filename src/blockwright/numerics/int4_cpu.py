@@ -124,13 +124,15 @@ class Int4Matrix:
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self.planes, *self.scale_zero))
 
-    def product(self, x_TI: Tensor) -> Tensor:
-        """x W^T [T, O] on the kernel; x contiguous bf16."""
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T [..., O] on the kernel; x [..., I] contiguous bf16."""
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        x_TI = x.reshape(-1, self.in_features)
         y_TP: Tensor = multiply(x_TI, self.planes[0], self.group, self.scale_zero[0])
         if len(self.planes) == 2:
             y_TP = y_TP.add_(multiply(x_TI, self.planes[1], self.group, self.scale_zero[1]))
-        return y_TP if y_TP.shape[1] == self.out_features else y_TP[:, : self.out_features]
+        y_TO = y_TP if y_TP.shape[1] == self.out_features else y_TP[:, : self.out_features]
+        return y_TO.reshape(*x.shape[:-1], self.out_features)
 
     def dense_product(self, x_TI: Tensor) -> Tensor:
         """The same product with the weight unpacked once, in chunks, to the dtype of x."""

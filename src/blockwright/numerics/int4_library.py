@@ -18,6 +18,33 @@ TILE, UNIT = 32, 8
 """Rows of a tile, inputs of a unit."""
 
 
+class Int4Weight(ctypes.Structure):
+    """A packed weight as the library sees it: where its tensors are; somebody else holds them."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("units", "scale_zero", "tables")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("in_features", "out_features", "group", "planes", "offset")
+        ),
+    ]
+
+    @classmethod
+    def of(
+        cls,
+        units: Tensor,
+        scale_zero: Tensor,
+        out_features: int,
+        group: int,
+        bits: int,
+        offset: bool,
+    ) -> Int4Weight:
+        """units int32 [tiles, V, planes, 32], scale_zero bf16 [tiles, G, 2, 32], contiguous."""
+        beside = scale_zero.data_ptr(), tables(bits).data_ptr()
+        sizes = UNIT * units.shape[1], out_features, group, plane_count(bits), int(offset)
+        return cls(units.data_ptr(), *beside, *sizes)
+
+
 @dataclass(frozen=True)
 class Int4Kernel:
     """A loaded library's functions on tensors."""
@@ -29,68 +56,28 @@ class Int4Kernel:
     def of(cls, library: ctypes.CDLL) -> Int4Kernel:
         """Bind the functions of a loaded library."""
         multiply, unpack = library.blockwright_int4_product, library.blockwright_int4_unpack
-        multiply.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7
-        unpack.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 8
+        multiply.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2
+        unpack.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 4
         multiply.restype = unpack.restype = None
         return cls(multiply, unpack)
 
-    def product(
-        self,
-        x_TI: Tensor,
-        units: Tensor,
-        scale_zero: Tensor,
-        out_features: int,
-        group: int,
-        bits: int,
-        offset: bool,
-    ) -> Tensor:
-        """x W^T, bf16 [T, O]; x contiguous bf16."""
-        tokens, in_features = x_TI.shape
-        y_TO = x_TI.new_empty((tokens, out_features))
-        sums = x_TI.new_empty(tokens * (in_features // group), dtype=torch.float32)
-        self.product_function(
-            x_TI.data_ptr(),
-            sums.data_ptr(),
-            units.data_ptr(),
-            scale_zero.data_ptr(),
-            tables(bits).data_ptr(),
-            y_TO.data_ptr(),
-            tokens,
-            in_features,
-            out_features,
-            group,
-            plane_count(bits),
-            offset,
-            min(torch.get_num_threads(), len(units)),
-        )
-        return y_TO
+    def product(self, x: Tensor, weight: int, out_features: int, tokens: int) -> Tensor:
+        """x W^T, bf16 [..., O]; x [..., I] contiguous bf16, ``weight`` the address of one."""
+        y = x.new_empty((*x.shape[:-1], out_features))
+        self.product_function(weight, x.data_ptr(), y.data_ptr(), tokens, torch.get_num_threads())
+        return y
 
-    def unpacked(
-        self,
-        units: Tensor,
-        scale_zero: Tensor,
-        tiles: slice,
-        group: int,
-        bits: int,
-        offset: bool,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def unpacked(self, weight: Int4Weight, tiles: slice, dtype: torch.dtype) -> Tensor:
         """W^T [I, rows] of whole tiles, rounded once to ``dtype``: bfloat16 or float32."""
-        in_features, count = UNIT * units.shape[1], tiles.stop - tiles.start
-        W_IR = torch.empty((in_features, count * TILE), dtype=dtype)
+        count = tiles.stop - tiles.start
+        W_IR = torch.empty((weight.in_features, count * TILE), dtype=dtype)
         self.unpack_function(
-            units.data_ptr(),
-            scale_zero.data_ptr(),
-            tables(bits).data_ptr(),
+            ctypes.addressof(weight),
             W_IR.data_ptr(),
             dtype == torch.float32,
-            in_features,
-            group,
-            plane_count(bits),
-            offset,
             tiles.start,
             count,
-            min(torch.get_num_threads(), count),
+            torch.get_num_threads(),
         )
         return W_IR
 
@@ -141,6 +128,14 @@ def _take(library: ctypes.CDLL) -> None:
     _kernels.append(Int4Kernel.of(library))
 
 
+def _product_operator(
+    x: Tensor, units: Tensor, scale_zero: Tensor, out_features: int, *rest: Any
+) -> Tensor:
+    weight = Int4Weight.of(units, scale_zero, out_features, *rest)
+    tokens = x.numel() // x.shape[-1]
+    return kernel_in_use().product(x, ctypes.addressof(weight), out_features, tokens)
+
+
 @cache
 def _register_operator() -> torch.library.Library:
     """``torch.ops.blockwright.int4_product``, which ``torch.compile`` can trace."""
@@ -149,10 +144,10 @@ def _register_operator() -> torch.library.Library:
         "int4_product(Tensor x, Tensor units, Tensor scale_zero, int out_features, int group,"
         " int bits, bool offset) -> Tensor"
     )
-    library.impl("int4_product", lambda *given: kernel_in_use().product(*given), "CPU")
+    library.impl("int4_product", _product_operator, "CPU")
     torch.library.register_fake(
         "blockwright::int4_product",
-        lambda x, units, scale_zero, out_features, *_: x.new_empty((x.shape[0], out_features)),
+        lambda x, units, scale_zero, out_features, *_: x.new_empty((*x.shape[:-1], out_features)),
         lib=library,
     )
     return library

@@ -16,14 +16,17 @@ Differs: y alone is rounded; PyTorch's kernel also rounds (8 - z) s, and two pla
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockwright.numerics import int4_library as library
-from blockwright.numerics.int4_library import TILE, UNIT, Int4Kernel, plane_count
+from blockwright.numerics.int4_library import TILE, UNIT, Int4Kernel, Int4Weight, plane_count
 
 CHUNK_WEIGHTS = 1 << 21
 """Weights packed or unpacked at a time."""
@@ -96,15 +99,30 @@ class NativeInt4Matrix:
     def nbytes(self) -> int:
         return self.units.nbytes + self.scale_zero.nbytes
 
-    def product(self, x_TI: Tensor) -> Tensor:
-        """x W^T [T, O] on the kernel; x contiguous bf16."""
-        multiply = library.kernel_in_use().product
-        if torch.compiler.is_compiling():
-            multiply = torch.ops.blockwright.int4_product
-        y_TO: Tensor = multiply(
-            x_TI, self.units, self.scale_zero, self.out_features, self.group, self.bits, self.offset
+    @cached_property
+    def weight(self) -> Int4Weight:
+        """For the library."""
+        return Int4Weight.of(
+            self.units, self.scale_zero, self.out_features, self.group, self.bits, self.offset
         )
-        return y_TO
+
+    @cached_property
+    def _address(self) -> int:
+        return ctypes.addressof(self.weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied: a copy has tensors, and so addresses, of its own."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T [..., O] on the kernel; x [..., I] contiguous bf16."""
+        if torch.compiler.is_compiling():
+            operator = torch.ops.blockwright.int4_product
+            given = self.units, self.scale_zero, self.out_features, self.group, self.bits
+            compiled: Tensor = operator(x, *given, self.offset)
+            return compiled
+        tokens = x.numel() // x.shape[-1]
+        return library.kernel_in_use().product(x, self._address, self.out_features, tokens)
 
     def dense_product(self, x_TI: Tensor) -> Tensor:
         """The same product with the weight unpacked once, in chunks, to the dtype of x."""
@@ -164,10 +182,9 @@ class NativeInt4Matrix:
         """Row slices with W^T [I, rows] of them."""
         known = dtype if dtype == torch.bfloat16 else torch.float32
         unpacked = library.kernel_in_use().unpacked
-        beside = (self.group, self.bits, self.offset, known)
         for tiles in self._tile_chunks():
             rows = slice(tiles.start * TILE, min(tiles.stop * TILE, self.out_features))
-            W_IR = unpacked(self.units, self.scale_zero, tiles, *beside)
+            W_IR = unpacked(self.weight, tiles, known)
             yield rows, W_IR[:, : rows.stop - rows.start].to(dtype)
 
     def _decoded(self, codes_RI: Tensor, scale_RG: Tensor, zero_RG: Tensor) -> Tensor:
@@ -220,9 +237,9 @@ def _multiplies(kernel: Int4Kernel) -> bool:
         scale = 2.0 ** torch.randint(-3, 3, (40, 2), generator=draw)
         m = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=32)
         eye, W_OI = torch.eye(64, dtype=torch.bfloat16), m.dequantize()
-        y = kernel.product(eye, m.units, m.scale_zero, 40, 32, bits, False)
+        y = kernel.product(eye, ctypes.addressof(m.weight), 40, len(eye))
         rows = slice(0, len(m.units))
-        W_IO = kernel.unpacked(m.units, m.scale_zero, rows, 32, bits, False, torch.float32)
+        W_IO = kernel.unpacked(m.weight, rows, torch.float32)
         if not (torch.equal(y, W_OI.t().bfloat16()) and torch.equal(W_IO[:, :40], W_OI.t())):
             return False
     return True

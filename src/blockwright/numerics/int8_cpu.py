@@ -52,11 +52,16 @@ class Int8Matrix:
     def nbytes(self) -> int:
         return self.signed.numel() + 2 * self.row_scale.numel()
 
-    def product(self, x_TI: Tensor) -> Tensor:
-        """x W^T [T, O] on the kernel; x contiguous bf16.  Raises ``ValueError`` for inputs % 16."""
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T [..., O] on the kernel; x [..., I] contiguous bf16.
+
+        Raises ``ValueError`` for inputs % 16.
+        """
         if self.signed.shape[1] % KERNEL_STEP:
             raise ValueError(f"the int8 kernel cannot take {self.signed.shape[1]} inputs")
-        return torch._weight_int8pack_mm(x_TI, self.signed, self.row_scale)
+        x_TI = x.reshape(-1, self.signed.shape[1])
+        y_TO = torch._weight_int8pack_mm(x_TI, self.signed, self.row_scale)
+        return y_TO.reshape(*x.shape[:-1], len(self.signed))
 
     def dense_product(self, x_TI: Tensor) -> Tensor:
         """The same product with the weight widened once, in chunks of rows, to the dtype of x."""
