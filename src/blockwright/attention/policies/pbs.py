@@ -35,8 +35,8 @@ from blockwright.attention.selection import Selection
 from blockwright.attention.tiles import cut, tile_status
 from blockwright.errors import AttentionError
 
-HELD_ELEMENTS = 2**20
-"""Probabilities of probed rows held at once."""
+HELD_ELEMENTS = 2**19
+"""Probabilities of probed rows held at once: a cache's worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +86,39 @@ def _importance(q: Tensor, k: Tensor, context: Context, rows: int) -> Tensor:
     layout = context.layout
     last = layout.q_position.topk(min(rows, q.shape[2])).indices
     probes = take_rows(q, last.expand(len(q), -1, -1))
-    seen = layout.visible_between(
+    hidden = ~layout.visible_between(
         torch.take_along_dim(layout.q_position, last, 2), layout.k_position[:, :, None]
     )
-    probes, keys = probes.unflatten(1, (k.shape[1], -1)), k.shape[2]
-    step = max(1, HELD_ELEMENTS // (probes.shape[2] * keys))
-    mass = torch.zeros(*k.shape[:3], device=k.device)
-    for text in range(len(k)):
-        for head in range(k.shape[1]):
-            K = k[text, head].mT
-            own = seen[min(text, len(seen) - 1), min(head, seen.shape[1] - 1)]
-            for start in range(0, probes.shape[3], step):
-                part = slice(start, start + step)
-                scores = (probes[text, head, :, part] @ K).float().mul_(context.scale)
-                P = torch.softmax(scores.masked_fill_(~own[part], -torch.inf), -1).nan_to_num_(0.0)
-                mass[text, head] += P.sum((0, 1))
+    probes = probes.unflatten(1, (k.shape[1], -1))
+    mass = [
+        torch.stack(
+            [
+                _mass(
+                    probes[text, head],
+                    k[text, head],
+                    hidden[min(text, len(hidden) - 1), min(head, hidden.shape[1] - 1)],
+                    context.scale,
+                )
+                for head in range(k.shape[1])
+            ]
+        )
+        for text in range(len(k))
+    ]
+    return torch.stack(mass)
+
+
+def _mass(probes_GRD: Tensor, k_KD: Tensor, hidden_RK: Tensor, scale: float) -> Tensor:
+    """fp32 [K]: summed probabilities of a group's probed rows; a row that sees no key has none."""
+    columns = hidden_RK.any(0).nonzero()
+    masked = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0)
+    rows_see = ~hidden_RK.all(1)
+    step = max(1, HELD_ELEMENTS // (len(probes_GRD) * len(k_KD)))
+    mass = torch.zeros(len(k_KD), device=k_KD.device)
+    for start in range(0, len(rows_see), step):
+        part = slice(start, start + step)
+        scores = (probes_GRD[:, part][:, rows_see[part]] @ k_KD.mT).float().mul_(scale)
+        scores[..., masked].masked_fill_(hidden_RK[part, masked][rows_see[part]], -torch.inf)
+        mass += torch.softmax(scores, -1).sum((0, 1))
     return mass
 
 
