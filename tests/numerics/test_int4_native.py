@@ -17,7 +17,7 @@ ROUNDED = 2.0**-8
 pytestmark = pytest.mark.usefixtures("native_kernel")
 
 
-@pytest.mark.parametrize("bits", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("out_features", [1, 32, 80])
 def test_everything_that_was_packed_comes_back_exactly(out_features: int, bits: int) -> None:
     for in_features, group in ((32, 32), (96, 32), (128, 64), (256, 128), (512, 256)):
@@ -59,7 +59,7 @@ def test_products_are_the_dequantized_weights_rounded_once(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("bits", [1, 4, 6, 8])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
 def test_offsets_come_back_exactly_and_are_added(bits: int) -> None:
     codes, scale, _, _ = weight(80, 128, 32, bits)
     offset = torch.randn(scale.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -105,14 +105,14 @@ def test_the_operator_has_a_shape_without_data_and_the_same_values() -> None:
     m = NativeInt4Matrix.pack(codes, scale, zero, bits=4, group=32)
     x = torch.randn(5, 128).bfloat16()
     rest = (80, 32, 4, False)
-    y = torch.ops.blockwright.int4_product(x, m.units, m.scale_zero, *rest)
+    y = torch.ops.blockwright.int4_product(x, m.words, m.scale_zero, *rest)
     assert torch.equal(y, m.product(x))
-    meta = (each.to("meta") for each in (x, m.units, m.scale_zero))
+    meta = (each.to("meta") for each in (x, m.words, m.scale_zero))
     shape = torch.ops.blockwright.int4_product(*meta, *rest)
     assert (shape.shape, shape.dtype) == (y.shape, y.dtype)
 
 
-@pytest.mark.parametrize("bits", [3, 4, 5, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 def test_many_tokens_multiply_the_weight_rounded_once(bits: int, dtype: torch.dtype) -> None:
     codes, scale, zero, W = weight(80, 128, 64, bits)
@@ -127,7 +127,7 @@ def test_a_copy_multiplies_its_own_tensors() -> None:
     eye = torch.eye(128).bfloat16()
     assert torch.equal(matrix.product(eye), W.t().bfloat16())
     copied = copy.deepcopy(matrix)
-    matrix.units.zero_()
+    matrix.words.zero_()
     assert torch.equal(copied.product(eye), W.t().bfloat16())
 
 

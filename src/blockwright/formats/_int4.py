@@ -1,4 +1,4 @@
-"""Formats whose codes the int4 kernel multiplies: one plane of 4 bits, two above."""
+"""Formats whose codes the int4 kernel multiplies: a plane of 4 bits, two above; see the kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockwright.numerics.int4_cpu import (
     kernel_group,
     tile_layout,
 )
-from blockwright.numerics.int4_library import native_digest, native_int4
+from blockwright.numerics.int4_library import native_digest, native_int4, plane_bits
 from blockwright.numerics.int4_native import NativeInt4Matrix, native_int4_bytes
 from blockwright.types import FormatLimits
 
@@ -41,8 +41,15 @@ class Int4Format(GroupedFormat):
         return FormatLimits(
             in_multiple=self.group_size or 1,
             packed_on_cpu=int4_kernel() is not None,
-            resident_bits=4.0 if self.code_bits <= 4 else 8.0,
+            resident_bits=self._kernel_bits,
         )
+
+    @property
+    def _kernel_bits(self) -> float:
+        """Bits that a code takes in the kernel's layout."""
+        if native_int4():
+            return float(sum(plane_bits(self.code_bits)))
+        return 4.0 if self.code_bits <= 4 else 8.0
 
     def resident_bytes(self, shape: tuple[int, int], device: str = "cpu") -> int:
         group = self.kernel_group(shape[1], device)

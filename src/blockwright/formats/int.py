@@ -15,7 +15,8 @@ Shapes:  O out features, I in features, T tokens, G = I / group_size (1 for rows
 Units:   bits per weight = bits + (16 + bits or 0) / group_size.
 Kernels: bf16 on CPU, few tokens: the native kernel, where it was built; else symmetric rows of 5 to
          8 bits on the int8 kernel and all else on the int4 kernel.  Resident in 4 bits up to int4,
-         in 8 (two planes of 4) above.  Many tokens or other dtypes: unpacked once per call in
+         in 8 (two planes of 4) above; the native kernel keeps int2 in 2 bits, int5 and int6 in 6.
+         Many tokens or other dtypes: unpacked once per call in
          chunks, then an ordinary matmul.  Other devices, and rows of inputs that no kernel group
          divides: the same, from the dense codes.
 Differs: the int4 kernel's additive constant (8 - z) scale is rounded to bfloat16.

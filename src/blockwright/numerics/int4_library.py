@@ -14,35 +14,36 @@ from torch import Tensor
 from blockwright.numerics.native import Source, build_library, find_library, source_digest
 
 SOURCE = Source("int4_avx512.cpp", ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"))
-TILE, UNIT = 32, 8
-"""Rows of a tile, inputs of a unit."""
+TILE, STEP = 32, 16
+"""Rows of a tile, inputs of a step."""
 
 
 class Int4Weight(ctypes.Structure):
     """A packed weight as the library sees it: where its tensors are; somebody else holds them."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("units", "scale_zero", "tables")),
+        *((name, ctypes.c_void_p) for name in ("words", "scale_zero", "tables")),
         *(
             (name, ctypes.c_int64)
-            for name in ("in_features", "out_features", "group", "planes", "offset")
+            for name in ("in_features", "out_features", "group", "high", "low", "offset")
         ),
     ]
 
     @classmethod
     def of(
         cls,
-        units: Tensor,
+        words: Tensor,
         scale_zero: Tensor,
         out_features: int,
         group: int,
         bits: int,
         offset: bool,
     ) -> Int4Weight:
-        """units int32 [tiles, V, planes, 32], scale_zero bf16 [tiles, G, 2, 32], contiguous."""
+        """words int32 [tiles, S, words, 32], scale_zero bf16 [tiles, G, 2, 32], contiguous."""
         beside = scale_zero.data_ptr(), tables(bits).data_ptr()
-        sizes = UNIT * units.shape[1], out_features, group, plane_count(bits), int(offset)
-        return cls(units.data_ptr(), *beside, *sizes)
+        high, low = (*plane_bits(bits), 0)[:2]
+        sizes = STEP * words.shape[1], out_features, group, high, low, int(offset)
+        return cls(words.data_ptr(), *beside, *sizes)
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,20 @@ class Int4Kernel:
         return W_IR
 
 
-def plane_count(bits: int) -> int:
-    """Nibbles of a code."""
-    return 2 if bits > 4 else 1
+def plane_bits(bits: int) -> tuple[int, ...]:
+    """Bits of a code's planes, the high one first."""
+    if bits > 4:
+        return (4, 4) if bits > 6 else (4, 2)
+    return (4,) if bits > 2 else (2,)
 
 
 @cache
 def tables(bits: int) -> Tensor:
-    """bf16 [planes, 32]: what a nibble stands for, twice over."""
-    nibble = torch.arange(16)
-    values = [(nibble - 8) << (bits - 4), nibble] if bits > 4 else [nibble - (1 << (bits - 1))]
-    return torch.stack(values).to(torch.bfloat16).repeat(1, 2).contiguous()
+    """bf16 [planes, 32]: what a field stands for whose upper bits are anything."""
+    index = torch.arange(32)
+    high, *low = (index & ((1 << plane) - 1) for plane in plane_bits(bits))
+    values = [(high - 8) << (bits - 4), *low] if low else [high - (1 << (bits - 1))]
+    return torch.stack(values).to(torch.bfloat16)
 
 
 def native_int4() -> bool:
@@ -129,9 +133,9 @@ def _take(library: ctypes.CDLL) -> None:
 
 
 def _product_operator(
-    x: Tensor, units: Tensor, scale_zero: Tensor, out_features: int, *rest: Any
+    x: Tensor, words: Tensor, scale_zero: Tensor, out_features: int, *rest: Any
 ) -> Tensor:
-    weight = Int4Weight.of(units, scale_zero, out_features, *rest)
+    weight = Int4Weight.of(words, scale_zero, out_features, *rest)
     tokens = x.numel() // x.shape[-1]
     return kernel_in_use().product(x, ctypes.addressof(weight), out_features, tokens)
 
@@ -141,13 +145,13 @@ def _register_operator() -> torch.library.Library:
     """``torch.ops.blockwright.int4_product``, which ``torch.compile`` can trace."""
     library = torch.library.Library("blockwright", "FRAGMENT")
     library.define(
-        "int4_product(Tensor x, Tensor units, Tensor scale_zero, int out_features, int group,"
+        "int4_product(Tensor x, Tensor words, Tensor scale_zero, int out_features, int group,"
         " int bits, bool offset) -> Tensor"
     )
     library.impl("int4_product", _product_operator, "CPU")
     torch.library.register_fake(
         "blockwright::int4_product",
-        lambda x, units, scale_zero, out_features, *_: x.new_empty((*x.shape[:-1], out_features)),
+        lambda x, words, scale_zero, out_features, *_: x.new_empty((*x.shape[:-1], out_features)),
         lib=library,
     )
     return library

@@ -1,6 +1,6 @@
-"""The native int4 kernel (``int4_avx512.cpp``): codes of up to 8 bits as one or two nibbles.
+"""The native int4 kernel (``int4_avx512.cpp``): codes of up to 8 bits in planes of 4 and 2 bits.
 
-Idea:    A weight is read once per 8 tokens at the speed of the memory: nibbles are looked up in a
+Idea:    A weight is read once per 8 tokens at the speed of the memory: fields are looked up in a
          table of bfloat16 values inside a register, multiplied with bfloat16 inputs, and summed in
          fp32; a group's scale and zero point come to its sum, not to its weights.
 
@@ -8,9 +8,10 @@ Equations -> code
     product    y = sum_g s_g (sum_k (c_k - m) x_k + (m - z_g) sum_k x_k),  m = 2^(bits - 1)
     offset     y = sum_g s_g sum_k (c_k - m) x_k + a_g sum_k x_k
     2 planes   c - m = (h - 8) 2^L + l, L = bits - 4: both are exact in bfloat16 and share a sum
-Shapes:  O out features, I in features, T tokens, G = I / group, tiles of 32 rows, V = I / 8 units.
-         unit: 8 inputs of a row, byte 2 p + b holds inputs 4 b + p (low nibble) and 4 b + 2 + p.
-Cost:    4 bits per weight and plane, and 32 bits per group, resident.
+Shapes:  O out features, I in features, T tokens, G = I / group, tiles of 32 rows, S = I / 16 steps.
+         Planes: 2 bits for codes of 1 and 2; 4 for 3 and 4; 4 and 2 for 5 and 6; 4 and 4 above.
+         word: 32 / plane's bits inputs of a row; its field i of half p is input 2 i + p.
+Cost:    the planes' bits per weight, and 32 bits per group, resident.
 Differs: y alone is rounded; PyTorch's kernel also rounds (8 - z) s, and two planes one by one.
 """
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from blockwright.numerics import int4_library as library
-from blockwright.numerics.int4_library import TILE, UNIT, Int4Kernel, Int4Weight, plane_count
+from blockwright.numerics.int4_library import STEP, TILE, Int4Kernel, Int4Weight, plane_bits
 
 CHUNK_WEIGHTS = 1 << 21
 """Weights packed or unpacked at a time."""
@@ -40,15 +41,15 @@ def build_native_int4() -> str:
 def native_int4_bytes(shape: tuple[int, int], *, bits: int, group: int) -> int:
     """``nbytes`` of a ``NativeInt4Matrix`` of [O, I], without making it."""
     padded = shape[0] + -shape[0] % TILE
-    return padded * (shape[1] // 2 * plane_count(bits) + shape[1] // group * 4)
+    return padded * (shape[1] // 8 * sum(plane_bits(bits)) + shape[1] // group * 4)
 
 
 @dataclass(frozen=True)
 class NativeInt4Matrix:
     """A weight [O, I] in the kernel's layout."""
 
-    units: Tensor
-    """int32 [tiles, V, planes, 32]"""
+    words: Tensor
+    """int32 [tiles, S, words of a step, 32]"""
     scale_zero: Tensor
     """bf16 [tiles, G, 2, 32]: s, then m - z or the offset"""
     out_features: int
@@ -60,13 +61,13 @@ class NativeInt4Matrix:
     def pack(
         cls, codes_OI: Tensor, scale_OG: Tensor, zero_point_OG: Tensor, *, bits: int, group: int
     ) -> NativeInt4Matrix:
-        """From codes of ``bits`` bits (above 4: two planes), groups a multiple of 16 inputs."""
+        """From codes of ``bits`` bits, groups a multiple of 16 inputs."""
         centered = (1 << (bits - 1)) - zero_point_OG.float()
         pairs = torch.stack([scale_OG.to(torch.bfloat16), centered.to(torch.bfloat16)], dim=1)
         padded = torch.nn.functional.pad(pairs, (0, 0, 0, 0, 0, -len(pairs) % TILE))
         tiles = padded.view(-1, TILE, 2, padded.shape[-1])
         return cls(
-            units=_pack_units(codes_OI, bits),
+            words=_pack_words(codes_OI, bits),
             scale_zero=tiles.permute(0, 3, 2, 1).contiguous(),
             out_features=codes_OI.shape[0],
             group=group,
@@ -88,22 +89,22 @@ class NativeInt4Matrix:
 
     @property
     def in_features(self) -> int:
-        return UNIT * self.units.shape[1]
+        return STEP * self.words.shape[1]
 
     @property
     def many_tokens(self) -> int:
         """From this many tokens on, ``dense_product`` is the faster one (measured, AVX-512)."""
-        return 512 if plane_count(self.bits) == 1 else 48
+        return 512 if len(plane_bits(self.bits)) == 1 else 48
 
     @property
     def nbytes(self) -> int:
-        return self.units.nbytes + self.scale_zero.nbytes
+        return self.words.nbytes + self.scale_zero.nbytes
 
     @cached_property
     def weight(self) -> Int4Weight:
         """For the library."""
         return Int4Weight.of(
-            self.units, self.scale_zero, self.out_features, self.group, self.bits, self.offset
+            self.words, self.scale_zero, self.out_features, self.group, self.bits, self.offset
         )
 
     @cached_property
@@ -118,7 +119,7 @@ class NativeInt4Matrix:
         """x W^T [..., O] on the kernel; x [..., I] contiguous bf16."""
         if torch.compiler.is_compiling():
             operator = torch.ops.blockwright.int4_product
-            given = self.units, self.scale_zero, self.out_features, self.group, self.bits
+            given = self.words, self.scale_zero, self.out_features, self.group, self.bits
             compiled: Tensor = operator(x, *given, self.offset)
             return compiled
         tokens = x.numel() // x.shape[-1]
@@ -147,7 +148,7 @@ class NativeInt4Matrix:
     def rows(self, index: Tensor) -> Tensor:
         """Rows [len(index), I] of the weight, fp32."""
         tile, row = index // TILE, index % TILE
-        codes = _unpack_units(self.units[tile, :, :, row], self.bits)
+        codes = _unpack_words(self.words[tile, :, :, row], self.bits)
         scale, zero = self.scale_zero[tile, :, :, row].unbind(-1)
         return self._decoded(codes, scale, zero)
 
@@ -171,12 +172,12 @@ class NativeInt4Matrix:
 
     def _tile_chunks(self) -> Iterator[slice]:
         step = max(1, CHUNK_WEIGHTS // (TILE * self.in_features))
-        tiles = len(self.units)
+        tiles = len(self.words)
         return (slice(at, min(at + step, tiles)) for at in range(0, tiles, step))
 
     def _tile_codes(self, tiles: slice) -> Tensor:
         """uint8 [rows, I] of whole tiles."""
-        return _unpack_units(self.units[tiles].permute(0, 3, 1, 2).flatten(0, 1), self.bits)
+        return _unpack_words(self.words[tiles].permute(0, 3, 1, 2).flatten(0, 1), self.bits)
 
     def _transposed_chunks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Row slices with W^T [I, rows] of them."""
@@ -195,50 +196,62 @@ class NativeInt4Matrix:
         return W_RGJ.view(codes_RI.shape)
 
 
-def _pack_units(codes_OI: Tensor, bits: int) -> Tensor:
-    """int32 [tiles, V, planes, 32], rows padded with nibble 0."""
+def _pack_words(codes_OI: Tensor, bits: int) -> Tensor:
+    """int32 [tiles, S, words, 32], rows padded with zeros."""
     out_features, in_features = codes_OI.shape
-    tiles, planes = -(-out_features // TILE), plane_count(bits)
-    units = torch.empty((tiles, in_features // UNIT, planes, TILE), dtype=torch.int32)
-    step = max(1, CHUNK_WEIGHTS // (TILE * in_features))
-    for at in range(0, tiles, step):
-        chunk = codes_OI[at * TILE : (at + step) * TILE]
+    planes, tiles = plane_bits(bits), -(-out_features // TILE)
+    steps = in_features // STEP
+    words = torch.empty((tiles, steps, sum(planes) * STEP // 32, TILE), dtype=torch.int32)
+    chunk_tiles = max(1, CHUNK_WEIGHTS // (TILE * in_features))
+    for at in range(0, tiles, chunk_tiles):
+        chunk = codes_OI[at * TILE : (at + chunk_tiles) * TILE]
         chunk = torch.nn.functional.pad(chunk, (0, 0, 0, -len(chunk) % TILE))
-        nibbles = (chunk >> (bits - 4), chunk & ((1 << (bits - 4)) - 1)) if planes > 1 else (chunk,)
-        for plane, each in enumerate(nibbles):
-            units[at : at + step, :, plane] = _packed(each).view(-1, TILE, units.shape[1]).mT
-    return units
+        fields = (chunk >> (bits - 4), chunk & ((1 << (bits - 4)) - 1)) if bits > 4 else (chunk,)
+        packed = [
+            _packed(field, plane).view(len(chunk) // TILE, TILE, steps, -1)
+            for field, plane in zip(fields, planes, strict=True)
+        ]
+        words[at : at + chunk_tiles] = torch.cat(packed, -1).permute(0, 2, 3, 1)
+    return words
 
 
-def _packed(nibbles_RI: Tensor) -> Tensor:
-    """int32 [R, V]"""
-    low, high = nibbles_RI.view(len(nibbles_RI), -1, 2, 2, 2).unbind(-2)  # [R, V, b, p]
-    packed = (low | (high << 4)).mT.reshape(len(nibbles_RI), -1)
-    return packed.view(torch.int32)
+def _packed(fields_RI: Tensor, plane: int) -> Tensor:
+    """int32 [R, I plane / 32]: the words of one plane."""
+    of_byte = fields_RI.view(len(fields_RI), -1, 2, 8 // plane, 2).unbind(-2)  # [R, words, b, p]
+    packed = of_byte[0]
+    for i, field in enumerate(of_byte[1:], 1):
+        packed = packed | (field << (plane * i))
+    return packed.mT.reshape(len(fields_RI), -1).view(torch.int32)
 
 
-def _unpack_units(units_RVP: Tensor, bits: int) -> Tensor:
+def _unpack_words(words_RSW: Tensor, bits: int) -> Tensor:
     """uint8 [R, I]: the codes."""
-    rows, units, planes = units_RVP.shape
-    packed = units_RVP.contiguous().view(torch.uint8).view(rows, units, planes, 2, 2).mT
-    nibbles = torch.stack([packed & 15, packed >> 4], dim=-2)  # [R, V, planes, b, low or high, p]
-    codes = nibbles[:, :, 0]
-    if planes > 1:
-        codes = (codes << (bits - 4)) + nibbles[:, :, 1]
-    return codes.reshape(rows, units * UNIT)
+    planes = plane_bits(bits)
+    each = words_RSW.split([plane * STEP // 32 for plane in planes], dim=-1)
+    high, *low = (_unpacked(*pair) for pair in zip(each, planes, strict=True))
+    return (high << (bits - 4)) + low[0] if low else high
+
+
+def _unpacked(words_RSW: Tensor, plane: int) -> Tensor:
+    """uint8 [R, I]: the fields of one plane."""
+    rows, steps, words = words_RSW.shape
+    packed = words_RSW.contiguous().view(torch.uint8).view(rows, steps * words, 2, 2).mT  # [b, p]
+    shifts = range(0, 8, plane)
+    fields = torch.stack([packed >> shift for shift in shifts], dim=-2) & ((1 << plane) - 1)
+    return fields.reshape(rows, steps * STEP)
 
 
 def _multiplies(kernel: Int4Kernel) -> bool:
     """Whether a fresh library gives back the weight, multiplied by an identity and unpacked."""
     draw = torch.Generator().manual_seed(0)
-    for bits in (3, 4, 6, 8):
+    for bits in (2, 3, 4, 6, 8):
         codes = torch.randint(1 << bits, (40, 64), generator=draw, dtype=torch.uint8)
         zero = torch.randint(1 << bits, (40, 2), generator=draw).float()
         scale = 2.0 ** torch.randint(-3, 3, (40, 2), generator=draw)
         m = NativeInt4Matrix.pack(codes, scale, zero, bits=bits, group=32)
         eye, W_OI = torch.eye(64, dtype=torch.bfloat16), m.dequantize()
         y = kernel.product(eye, ctypes.addressof(m.weight), 40, len(eye))
-        rows = slice(0, len(m.units))
+        rows = slice(0, len(m.words))
         W_IO = kernel.unpacked(m.weight, rows, torch.float32)
         if not (torch.equal(y, W_OI.t().bfloat16()) and torch.equal(W_IO[:, :40], W_OI.t())):
             return False
