@@ -50,11 +50,11 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
     common = (arguments.out, arguments.model, arguments.seeds, Preset(arguments.preset))
     kinds = arguments.kinds.split(",")
     rest: dict[str, Callable[[], dict[str, Any]]] = {
-        "price": lambda: price.run(arguments.out),
+        "price": lambda: price.run(arguments.out, arguments.bits or 4.3),
         "calibration": lambda: calibration.run(arguments.out),
         "step": lambda: step.run(arguments.out, arguments.blocks),
         "structure": lambda: structure.run(*common, tuple(filter(None, kinds))),
-        "mixed": lambda: mixed.run(*common, arguments.bits),
+        "mixed": lambda: mixed.run(*common, arguments.bits or 2.5),
     }
     return rest[which]()
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--heal", action="store_true")
     parser.add_argument("--kinds", default="", help="of structure: id,sparse and so on; all")
-    parser.add_argument("--bits", type=float, default=2.5, help="of mixed")
+    parser.add_argument("--bits", type=float, help="of price (4.3) and mixed (2.5)")
     arguments = parser.parse_args()
     known = (*BENCHMARKS, *MORE)
     unknown = set(arguments.which) - set(known)

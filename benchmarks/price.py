@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.cli.demo import bundled_model
+from blockwright.errors import UserError
+from blockwright.pipeline.presets import SELECTION_TOKENS
 from blockwright.types import Preset
 
 BOUNDS = {"memory": 2.0, "disk": 2.0, "seconds": 3.0}
 """Largest factor between a price and what came, either way."""
 GIVEN = ("bits_per_weight", "kl_divergence", "bits_per_weight_uniform", "kl_divergence_uniform")
 POLL_SECONDS = 0.2
-DEMO_OPTIONS = ("--bits", "4.3")
+SELECTION = bundled_model().parent / "texts" / "selection.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,42 @@ class Priced:
     options: Sequence[str]
 
 
-def run(work: Path) -> dict[str, Any]:
-    """The bundled model with every preset."""
+def run(work: Path, bits: float) -> dict[str, Any]:
+    """The bundled model with every preset, from the cheapest to the dearest.
+
+    Raises ``UserError`` when one is worse than a cheaper one on the selection text.
+    """
     cases = [
-        Priced(str(preset), bundled_model(), (*DEMO_OPTIONS, "--preset", str(preset)))
+        Priced(str(preset), bundled_model(), ("--bits", str(bits), "--preset", str(preset)))
         for preset in Preset
     ]
-    return {case.name: compare(case, work / f"price-{case.name}") for case in cases}
+    found = {}
+    for case in cases:
+        place = work / f"price-{case.name}"
+        found[case.name] = compare(case, place) | {"selection_kl": selection_kl(case, place)}
+    if worse := worse_than_cheaper(found):
+        raise UserError(f"worse on the selection text than a cheaper preset: {', '.join(worse)}")
+    return found
+
+
+def selection_kl(case: Priced, work: Path) -> float:
+    """KL of a finished case on as much of the selection text as the dearest preset reads."""
+    command = [sys.executable, "-m", "blockwright", "evaluate", str(work / "out")]
+    command += ["--against", str(case.model), "--eval-text", str(SELECTION)]
+    command += ["--eval-tokens", str(SELECTION_TOKENS[Preset.BEST]), "--json"]
+    kl: float = _answer(command)["kl_divergence"]
+    return kl
+
+
+def worse_than_cheaper(found: dict[str, Any]) -> list[str]:
+    """Presets whose KL on the selection text is above that of a cheaper one; cheapest first."""
+    kls = {name: figures["selection_kl"] for name, figures in found.items()}
+    names = list(kls)
+    return [
+        name
+        for i, name in enumerate(names)
+        if any(kls[name] > kls[cheaper] for cheaper in names[:i])
+    ]
 
 
 def compare(case: Priced, work: Path) -> dict[str, Any]:

@@ -113,8 +113,9 @@ def price(figures: Figures) -> str:
         )
         said = (f"{row[name]['ratio']:.2f}x" for name in ("seconds", "memory", "disk"))
         minutes = f"{row['seconds']['taken'] / 60:.1f}"
-        rows.append([f"`--preset {preset}`", minutes, *kl, " / ".join(said)])
-    head = ("bundled model", "minutes", "KL", "KL of the best uniform plan")
+        chosen = f"{row['selection_kl']:.5f}"
+        rows.append([f"`--preset {preset}`", minutes, *kl, chosen, " / ".join(said)])
+    head = ("bundled model", "minutes", "KL", "KL of the best uniform plan", "on selection text")
     return table((*head, "`--dry-run` said: time / memory / disk"), rows)
 
 

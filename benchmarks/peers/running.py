@@ -64,6 +64,7 @@ DEFAULT_PEERS = (
     "llmcompressor-awq",
     "torchao",
     "quanto",
+    "autoscheme",
 )
 
 
