@@ -4,13 +4,14 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
+TRITON := 3.7.0
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types architecture check claims claims-long bench bench-peers figures docs picture clean
+.PHONY: help setup demo test test-triton lint types architecture check claims claims-long bench bench-peers figures docs picture clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -21,6 +22,9 @@ demo: $(STAMP) ## fit the bundled model to 4.3 bits per weight, print what it co
 	@$(BIN)/blockwright demo --out build/demo
 test: $(STAMP) ## run the tests (slow ones left out)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore tests/architecture -n $(TEST_WORKERS) --dist worksteal
+test-triton: $(STAMP) ## the attention kernel in Triton's interpreter; downloads 200 MB to build/triton
+	@$(PIP_INSTALL) --quiet --no-deps --upgrade --target build/triton triton==$(TRITON)
+	@PYTHONPATH=build/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/attention/test_gpu_engines.py
 lint: $(STAMP) ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 types: $(STAMP) ## mypy --strict
