@@ -48,7 +48,8 @@ def test_without_a_policy_all_that_is_promised_is_measured(
 ) -> None:
     monkeypatch.setattr(benchmark, "_peak_bytes", lambda policy, setting: None)
     small: dict[str, Any] = {
-        "AT_DENSITY": ((256, 0.9, 0.6),),
+        "AT_DENSITY": ((256, 0.9, 0.6, 1.5),),
+        "BIDIRECTIONAL": ("pisa@block=16",),
         "HEADLINE": ("mean@query_block=16,key_block=16",),
     }
     small |= {"OTHERS": ("moba@block=16", "window@window=64"), "DENSITIES": (0.9,)}
@@ -61,7 +62,10 @@ def test_without_a_policy_all_that_is_promised_is_measured(
     assert len(done) == figures.parts()
     json.dumps(found)
     assert found["at_density"][0]["density"] <= 0.9
-    assert [row["policy"] for row in found["densest_that_wins"]] == list(small["OTHERS"])
+    assert [row["policy"] for row in found["densest_that_wins"]] == [
+        *small["OTHERS"],
+        *small["BIDIRECTIONAL"],
+    ]
     assert found["at_eight_tiles"]["mixed"]["oracle"]["mass_recall"] > 0.5
     assert set(found["growth"]) == {"dense", "llsa", "lightning", "gla", "block_linear"}
     machine = {"processor": "one", "capability": "some", "threads": 2, "torch": "2"}

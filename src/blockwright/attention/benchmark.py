@@ -7,7 +7,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Setting:
     seed: int = 0
     threads: int | None = None
     repeats: int = 5
+    causal: bool = True
 
     def __post_init__(self) -> None:
         preset_named(self.data)
@@ -72,8 +73,11 @@ class Figures:
 
 
 def bench(policy: Policy, setting: Setting, *, target: float | None = None) -> Figures:
-    """Measure a policy; ``target`` moves its budget to that density first."""
-    case = Case.made(setting)
+    """Measure a policy; ``target`` moves its budget to that density first.
+
+    One that is not for causal attention is measured on bidirectional attention.
+    """
+    case = Case.made(replace(setting, causal=policy.causal))
     return case.measure([policy if target is None else case.meet(policy, target)])[0]
 
 
@@ -107,10 +111,14 @@ class Case:
 
     def time(self, policies: Sequence[Policy], repeats: int) -> tuple[float, list[float]]:
         """Median seconds of dense attention and of every policy, all run in turn."""
-        runs: list[Callable[[], object]] = [lambda: fused_dense(self.q, self.k, self.v)]
+        runs: list[Callable[[], object]] = [self.dense]
         runs += [partial(self.attend, policy) for policy in policies]
         dense, *seconds = _in_turn(runs, repeats)
         return dense, seconds
+
+    def dense(self) -> Tensor:
+        """Fused dense attention."""
+        return fused_dense(self.q, self.k, self.v, causal=self.setting.causal)
 
     def attend(self, policy: Policy) -> Attended:
         """One call, choosing included."""
@@ -122,7 +130,7 @@ class Case:
             self._check(policy)
         dense_seconds, taken = self.time(policies, self.setting.repeats)
         dense_peak = _peak_bytes(None, self.setting)
-        output = fused_dense(self.q, self.k, self.v)
+        output = self.dense()
         found = []
         for policy, seconds in zip(policies, taken, strict=True):
             done = self.attend(policy)
@@ -144,8 +152,9 @@ class Case:
         return found
 
     def _check(self, policy: Policy) -> None:
-        if not policy.causal:
-            raise AttentionError(f"bench: policy {name_of(policy)} is not for causal attention")
+        if not (policy.causal if self.setting.causal else policy.bidirectional):
+            kind = "causal" if self.setting.causal else "bidirectional"
+            raise AttentionError(f"bench: policy {name_of(policy)} is not for {kind} attention")
 
 
 def made_inputs(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,15 +166,15 @@ def made_inputs(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def made_context(setting: Setting) -> Context:
-    """Causal, no padding."""
-    layout = Layout.plain(setting.tokens, setting.tokens)
+    """No padding."""
+    layout = Layout.plain(setting.tokens, setting.tokens, causal=setting.causal)
     return Context(layout=layout, scale=WIDTH**-0.5, seed=setting.seed)
 
 
-def fused_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's fused causal attention."""
+def fused_dense(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
+    """PyTorch's fused attention."""
     shared = q.shape[1] != k.shape[1]
-    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
+    return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared)
 
 
 def _in_turn(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -193,15 +202,16 @@ def _measure_peak(policy: Policy | None, setting: Setting) -> int:
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
     inputs = made_inputs(setting)
-    small = made_inputs(Setting(tokens=256, heads=setting.heads, kv_heads=setting.kv_heads))
-    fused_dense(*small)  # libraries load now, not in the measured call
+    few = replace(setting, tokens=256)
+    small = made_inputs(few)
+    fused_dense(*small, causal=setting.causal)  # libraries load now, not in the measured call
     if policy is not None:
-        attend(*small, policy=policy, context=made_context(Setting(tokens=256)))
+        attend(*small, policy=policy, context=made_context(few))
     own = sum(x.numel() * x.element_size() for x in inputs)
     _forget_peak()
     before = _peak_resident()
     if policy is None:
-        fused_dense(*inputs)
+        fused_dense(*inputs, causal=setting.causal)
     else:
         attend(*inputs, policy=policy, context=made_context(setting))
     return own + _peak_resident() - before

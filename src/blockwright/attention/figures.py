@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from blockwright.attention.benchmark import RECALL_ROWS, Case, Setting, fused_dense
+from blockwright.attention.benchmark import RECALL_ROWS, Case, Setting
 from blockwright.attention.metrics import mass_recall, output_error
 from blockwright.attention.policy import Policy
 from blockwright.attention.scaling import LENGTHS, scaling
@@ -18,10 +18,10 @@ from blockwright.registry import policy_named
 
 HEADLINE = ("xattention", "mean", "pbs")
 """Policies of whole tiles, timed at every density."""
-AT_DENSITY = ((8192, 0.25, 0.6), (8192, 0.10, 0.35), (32768, 0.10, 0.2))
-"""Tokens, density, and the promised part of dense attention's time."""
-PEAK = 1.5
-"""Promised: peak memory over dense attention's."""
+AT_DENSITY = ((8192, 0.25, 0.6, None), (8192, 0.10, 0.35, None), (32768, 0.10, 0.2, 1.5))
+"""Tokens, density, and the promised parts of dense attention's time and peak memory."""
+BIDIRECTIONAL = ("blade", "adaspa", "vmoba", "llsa", "pisa")
+"""Policies of images and video, beside bidirectional dense attention."""
 OTHERS = ("moba@block=64", "moba_fine@block=64", "nsa", "quest", "s2o", "vertical_slash", "window")
 """Policies by token, by single keys, by rule: the densest that still wins is looked for."""
 OTHER_TOKENS = 8192
@@ -71,13 +71,15 @@ def all_figures(
     """JSON-able; ``setting``'s tokens and data are those of the parts; ``advance`` is called after
     each of ``parts()``."""
     speed = []
-    for tokens, wanted, promised in AT_DENSITY:
-        speed += at_density(replace(setting, tokens=tokens, data="mixed"), wanted, promised)
+    for tokens, wanted, *promised in AT_DENSITY:
+        speed += at_density(replace(setting, tokens=tokens, data="mixed"), wanted, *promised)
         advance()
-    others, case = [], Case.made(replace(setting, tokens=OTHER_TOKENS, data="mixed"))
-    for name in OTHERS:
-        others.append(winning(name, case))
-        advance()
+    others = []
+    for causal, names in ((True, OTHERS), (False, BIDIRECTIONAL)):
+        case = Case.made(replace(setting, tokens=OTHER_TOKENS, data="mixed", causal=causal))
+        for name in names:
+            others.append(winning(name, case))
+            advance()
     table = {data: _rows(replace(setting, tokens=TABLE_TOKENS, data=data)) for data in TABLE_DATA}
     advance()
     growth = scaling(lengths, heads=setting.heads, seed=setting.seed)
@@ -93,17 +95,19 @@ def all_figures(
 
 def parts() -> int:
     """How often ``all_figures`` advances."""
-    return len(AT_DENSITY) + len(OTHERS) + 2
+    return len(AT_DENSITY) + len(OTHERS) + len(BIDIRECTIONAL) + 2
 
 
-def at_density(setting: Setting, wanted: float, promised: float) -> list[dict[str, Any]]:
+def at_density(
+    setting: Setting, wanted: float, promised: float, peak: float | None
+) -> list[dict[str, Any]]:
     """The headline policies at a density, each with what was promised; those whose least budget
     visits more are left out."""
     case = Case.made(setting)
     policies = [met for name in HEADLINE if (met := met_or_none(case, name, wanted)) is not None]
     return [
         asdict(found)
-        | {"wanted_density": wanted, "promised_ratio": promised, "promised_peak_ratio": PEAK}
+        | {"wanted_density": wanted, "promised_ratio": promised, "promised_peak_ratio": peak}
         for found in case.measure(policies)
     ]
 
@@ -142,7 +146,7 @@ def kept(case: Case, policy: Policy) -> tuple[float, float]:
     """Recall and output error."""
     done = case.attend(policy)
     recall = mass_recall(case.q, case.k, done.choice, case.context, rows=RECALL_ROWS)
-    return recall, output_error(done.output, fused_dense(case.q, case.k, case.v))
+    return recall, output_error(done.output, case.dense())
 
 
 def _rows(setting: Setting) -> dict[str, dict[str, float]]:
